@@ -1,0 +1,119 @@
+"""The Group: one prompt and k responses. The only record that travels between sources, feedback and objectives.
+
+Readers fill the text side (`prompt`, `Response.text` or `.messages`, `label`, `reward`, `rank`); encoding fills
+the token side (`prompt_ids`, `Response.ids`, `Response.mask`). After encoding the ids are the truth and the text is
+for display: nothing downstream re-tokenises or re-renders a response. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Message = dict[str, Any]  # {"role": ..., "content": ...} plus whatever the chat template understands
+Prompt = str | list[Message]
+
+
+@dataclass
+class Response:
+    """One continuation of a prompt.
+
+    ids:  tokens after the prompt, the terminal EOS included; None until encoded.
+    mask: True where the token counts in a loss (False on tool output and user turns inside a trajectory).
+    behaviour_logp: log-prob of each id under the exact law it was drawn from (temperature and truncation).
+    full_logp: log-prob of the same ids at the sampling temperature but without truncation (top-p, top-k).
+    reference_logp: cached log-prob of each id under the reference, filled from the score cache.
+    rank: 0 is best; ties share a rank. reward: higher is better. label: thumbs up or down.
+    """
+
+    text: str = ""
+    messages: list[Message] | None = None
+    ids: list[int] | None = None
+    mask: list[bool] | None = None
+    reward: float | None = None
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    label: bool | None = None
+    rank: int | None = None
+    judgment: str | None = None
+    source: str = "data"
+    finish: str | None = None  # "stop" | "length"; None for responses that were not sampled
+    behaviour_logp: list[float] | None = None
+    full_logp: list[float] | None = None
+    reference_logp: list[float] | None = None
+
+
+@dataclass
+class Group:
+    """One prompt, k responses, and where they came from.
+
+    extras: further columns of the row (passed by name to rule functions), and `tools`, `chat_template_kwargs`.
+    origin: where the row stands, as "file.jsonl:7", for messages to the user.
+    """
+
+    prompt: Prompt
+    responses: list[Response] = field(default_factory=list)
+    prompt_ids: list[int] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+    def prompt_key(self) -> str:
+        """Stable hash of the prompt alone: splits and overlap checks go by prompt, never by row."""
+        text = json.dumps(self.prompt, sort_keys=True, ensure_ascii=False, default=str)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    def tokens(self) -> int:
+        """Tokens of the shared layout: the prompt once and every response."""
+        return len(self.prompt_ids or ()) + sum(len(r.ids or ()) for r in self.responses)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict that `from_json` restores exactly (the recorded stream stands on it)."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Group:
+        responses = [Response(**r) for r in row["responses"]]
+        return cls(**{**row, "responses": responses})
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt for display: plain text, or 'role: content' lines of a conversation."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{m.get('role', '?')}: {m.get('content', '')}" for m in prompt)
+
+
+def fingerprint_ids(ids: Sequence[int], mask: Sequence[bool]) -> str:
+    """Content key of a token row: a cached score belongs to these ids and this mask and to nothing else."""
+    body = json.dumps([list(map(int, ids)), list(map(int, mask))]).encode()
+    return hashlib.sha256(body).hexdigest()[:24]
+
+
+@dataclass
+class Audit:
+    """What was read, what was dropped and why, with examples: goes to `trueline check`, the run and the report."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def drop(self, reason: str, origin: str, detail: str = "") -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self._example(reason, origin, detail)
+
+    def note(self, reason: str, origin: str, detail: str = "") -> None:
+        """Count something a user should know about a row that is kept."""
+        self.noted[reason] = self.noted.get(reason, 0) + 1
+        self._example(reason, origin, detail)
+
+    def _example(self, reason: str, origin: str, detail: str) -> None:
+        kept = self.examples.setdefault(reason, [])
+        if len(kept) < 2:
+            kept.append({"origin": origin, "detail": detail[:300]})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
