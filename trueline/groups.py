@@ -25,8 +25,9 @@ class Response:
     mask: True where the token counts in a loss (False on tool output and user turns inside a trajectory).
     behaviour_logp: log-prob of each id under the exact law it was drawn from (temperature and truncation).
     full_logp: log-prob of the same ids at the sampling temperature but without truncation (top-p, top-k).
-    reference_logp: cached log-prob of each id under the reference, filled from the score cache.
-    rank: 0 is best; ties share a rank. reward: higher is better. label: thumbs up or down.
+    reference_logp: cached log-prob of each id that counts in a loss under the reference, from the score cache.
+    rank: 0 is best; ties share a rank. reward: higher is better. label: thumbs up or down. attributes: what a judge
+        says beside its reward (tone, repeats, ...).
     """
 
     text: str = ""
@@ -35,6 +36,7 @@ class Response:
     mask: list[bool] | None = None
     reward: float | None = None
     rewards: dict[str, float | None] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     label: bool | None = None
     rank: int | None = None
     judgment: str | None = None
@@ -114,6 +116,16 @@ class Audit:
         kept = self.examples.setdefault(reason, [])
         if len(kept) < 2:
             kept.append({"origin": origin, "detail": detail[:300]})
+
+    def absorb(self, later: Audit) -> None:
+        """Add what a later stage dropped or noted; `read` stays that of the first stage, `kept` is the last's."""
+        for mine, theirs in ((self.dropped, later.dropped), (self.noted, later.noted)):
+            for reason, count in theirs.items():
+                mine[reason] = mine.get(reason, 0) + count
+        for reason, examples in later.examples.items():
+            self.examples.setdefault(reason, []).extend(examples)
+            del self.examples[reason][2:]
+        self.kept = later.kept
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
