@@ -1,0 +1,236 @@
+"""Policy: a model that scores groups, with its reference. Scoring is the module's `forward`, and nothing else is.
+
+Only this module is wrapped for distributed training: nothing outside it reaches a weight, so gathering and gradient
+reduction stay in one place. Whether prefixes are shared or rows are padded is decided by the probe and is invisible
+in the result.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from trueline.engine.backbone import Backbone
+from trueline.engine.layout import Layout
+from trueline.engine.logprob import kl_and_entropy, token_logp
+from trueline.engine.precision import products
+from trueline.engine.probe import ProbeResult, probe
+from trueline.errors import TruelineError
+
+
+@dataclass
+class Scores:
+    """logp_N: log-prob of each counted token (lm head). value_R: one number a response (scalar head)."""
+
+    logp_N: Tensor | None = None
+    value_R: Tensor | None = None
+
+
+class Policy(nn.Module):
+    """A Hugging Face model (or PEFT model) as a scorer of layouts, and its reference.
+
+    reference: "none", "adapter_off" (the same model with its adapters off: right for a *fresh* adapter only) or a
+        frozen model; `starting_reference(model)` chooses between the two. Its parameters are frozen here.
+    head: "lm" for token log-probs; "scalar" for a one-label sequence classifier read at each response's last token.
+    layout: "auto" shares prefixes where the load-time probe agrees with plain calls; "padded" never shares.
+    temperature: logits are divided by it, in the policy and the reference alike (1 for DPO-type objectives).
+    precision: "fast" runs every call's forward products fast (wrap the step in `products("fast")` to include the
+        backward); "exact" leaves the choice to a surrounding `products` block.
+    max_length: longest row that will be scored; attention windows at least as long cannot matter.
+    dropout: leave the model's dropout on in training mode. Off otherwise, without touching its configuration.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reference: Literal["none", "adapter_off"] | nn.Module = "none",
+        head: Literal["lm", "scalar"] = "lm",
+        layout: Literal["auto", "padded"] = "auto",
+        temperature: float = 1.0,
+        precision: Literal["exact", "fast"] = "exact",
+        max_length: int = 1024,
+        dropout: bool = False,
+    ):
+        super().__init__()
+        _check(head in ("lm", "scalar"), f"head is '{head}'; expected lm or scalar.")
+        _check(layout in ("auto", "padded"), f"layout is '{layout}'; expected auto or padded.")
+        _check(temperature > 0, f"temperature is {temperature}; it divides logits and must be above 0.")
+        _check(isinstance(reference, nn.Module) or reference in ("none", "adapter_off"), f"reference is {reference!r}.")
+        _check(reference is not model, "The reference is the policy itself; pass frozen_copy(model).")
+        if reference == "adapter_off":
+            _check(
+                hasattr(model, "disable_adapter"),
+                "reference='adapter_off' needs a PEFT model; this one has no adapter.",
+            )
+        self.model = model
+        self.reference_model = reference if isinstance(reference, nn.Module) else None
+        self.reference_kind = "model" if isinstance(reference, nn.Module) else reference
+        self.precision = precision
+        self.dropout = dropout
+        self._backbone, self.probe_result = _open(model, head, layout, temperature, max_length)
+        self._reference_backbone: Backbone | None = None
+        if self.reference_model is not None:
+            self.reference_model.requires_grad_(False)
+            self._reference_backbone, _ = _open(self.reference_model, head, layout, temperature, max_length)
+        self.train(self.model.training)
+
+    @property
+    def mode(self) -> str:
+        """ "shared" or "padded"."""
+        return self._backbone.mode
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def forward(self, layout: Layout, reference: bool = False) -> Scores:
+        """Score every counted token or response of the layout; the reference's scores carry no gradient."""
+        with self._products():
+            if not reference:
+                return _score(self._backbone, layout)
+            with torch.no_grad(), self._as_reference() as backbone:
+                return _score(backbone, layout)
+
+    @torch.no_grad()
+    def kl(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """At each counted token's prefix: exact KL(policy || reference) over the vocabulary, and policy entropy; [N], nats."""
+        own = self._backbone
+        _check(own.scalar is None, "KL needs token distributions; this policy has a scalar head.")
+
+        def reference_logits(hidden: Tensor) -> Tensor:
+            with self._as_reference() as backbone:  # an adapter may sit on the head, too
+                return backbone.head.logits(hidden)
+
+        with self._products(), own.evaluating():
+            hidden = own.states(layout, layout.predictor_N, layout.owner_N)
+            with self._as_reference() as backbone:
+                reference_hidden = backbone.states(layout, layout.predictor_N, layout.owner_N)
+            return kl_and_entropy(
+                hidden, own.head.logits, reference_hidden, reference_logits, vocabulary=own.vocabulary
+            )
+
+    def train(self, mode: bool = True) -> Policy:
+        """Training mode without dropout unless it was asked for; the reference never trains.
+
+        Only layers that recompute (gradient checkpointing) are told that they train: it is what switches it on.
+        """
+        super().train(mode)
+        if self.reference_model is not None:
+            self.reference_model.eval()
+        if not self.dropout:
+            self.model.eval()
+            for module in self.model.modules():
+                if mode and isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                    module.training = True
+                    for name, value in vars(module).items():  # a few families keep a rate on the layer itself
+                        if "dropout" in name and isinstance(value, float):
+                            setattr(module, name, 0.0)
+        return self
+
+    @contextmanager
+    def decoding(self) -> Iterator[nn.Module]:
+        """The model under the attention and products that scoring uses, without dropout and gradients: to sample from.
+
+        The attention is set, not assumed: another policy on the same model may have switched it, and the sampler's
+        cache would then be ignored without a word.
+        """
+        _check(
+            self._backbone.scalar is None,
+            "This policy has a scalar head (a reward model); it cannot be sampled. Pass a language model.",
+        )
+        self._backbone.set_mode(self.mode)
+        with torch.no_grad(), self._backbone.evaluating(), self._products():
+            yield self.model
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """The model's own attention for a block, so that `policy.model(...)` and `generate` work as loaded."""
+        with self._backbone.plain_attention():
+            yield
+
+    @contextmanager
+    def _products(self) -> Iterator[None]:
+        """fast makes every call fast; exact leaves the choice to the caller's `products` block."""
+        with products("fast") if self.precision == "fast" else nullcontext():
+            yield
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[Backbone]:
+        """The backbone that holds the reference, its adapters off where the reference is the model without them."""
+        if self._reference_backbone is not None:
+            yield self._reference_backbone
+            return
+        if self.reference_kind == "none":
+            raise TruelineError("The policy was built without a reference, and its reference scores were asked for.")
+        with adapter_off(self.model), self._backbone.evaluating():
+            yield self._backbone
+
+
+def _open(
+    model: nn.Module, head: str, layout: str, temperature: float, max_length: int
+) -> tuple[Backbone, ProbeResult]:
+    backbone = Backbone(model, head, temperature)
+    return backbone, probe(backbone, layout=layout, max_length=max_length)
+
+
+def _score(backbone: Backbone, layout: Layout) -> Scores:
+    if backbone.scalar is not None:
+        responses = torch.arange(layout.rows, device=layout.last_R.device)
+        value = backbone.scalar(backbone.states(layout, layout.last_R, responses)).squeeze(-1)
+        return Scores(value_R=value if value.dtype == torch.float64 else value.float())
+    hidden = backbone.states(layout, layout.predictor_N, layout.owner_N)
+    return Scores(logp_N=token_logp(hidden, backbone.head, layout.target_N))
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise TruelineError(message)
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """A PEFT model without its adapters for a block. PEFT marks every adapter trainable on the way out; we put it back."""
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A frozen copy to serve as reference. Parameters that are already frozen are shared, not copied.
+
+    Of a LoRA model only the adapter is copied. Make it before training; never unfreeze or merge into the shared base.
+    """
+    shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def starting_reference(model: Any) -> Literal["adapter_off"] | nn.Module:
+    """The reference that equals this model as it is now: call it before training and before Policy.
+
+    A fresh adapter changes nothing yet, so switching it off later gives the start back for free. A pre-trained
+    adapter (or one whose set-up moved the base weights) does, and without it the reference would be the wrong model.
+    """
+    if hasattr(model, "disable_adapter"):
+        ids = torch.arange(min(32, model.get_input_embeddings().weight.shape[0]), device=model.device)[None]
+        training = model.training
+        model.eval()
+        now = model(input_ids=ids, use_cache=False).logits
+        with adapter_off(model):
+            without = model(input_ids=ids, use_cache=False).logits
+        model.train(training)
+        if torch.allclose(now, without, rtol=0.0, atol=1e-5):
+            return "adapter_off"
+    return frozen_copy(model)
