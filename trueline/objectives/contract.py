@@ -6,6 +6,7 @@ accumulation or logging. Shape suffixes: _N response tokens that count, _R respo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trueline.errors import TruelineError
 from trueline.groups import Group
 from trueline.registry import method
 
@@ -36,7 +38,7 @@ def objective(
     head: "lm" for token log-probs, "scalar" for a reward model's one number a response.
     couples_rows: its value is not a sum over rows, so a split batch needs the exact two-pass route.
     """
-    return method(
+    register = method(
         "objectives",
         needs=needs,
         arxiv=arxiv,
@@ -45,6 +47,34 @@ def objective(
         head=head,
         couples_rows=couples_rows,
     )
+    return lambda call: register(_checked(call))
+
+
+# Options that mean the same in every objective, and the values that make sense: a negative beta would train backwards.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "beta": (lambda value: value > 0, "a number above 0"),
+    "tau": (lambda value: value > 0, "a number above 0"),
+    "epsilon": (lambda value: 0 <= value < 0.5, "the share of wrong labels, at least 0 and below 0.5"),
+}
+
+
+def _checked(call: Callable[..., Loss]) -> Callable[..., Loss]:
+    """The objective, refusing option values outside their range."""
+
+    @functools.wraps(call)
+    def checked(view: Any, **options: Any) -> Loss:
+        for name, (holds, expected) in _RANGES.items():
+            if name in options:
+                require(holds(options[name]), f"{call.__name__}.{name} is {options[name]}; expected {expected}.")
+        return call(view, **options)
+
+    return checked
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise TruelineError with this message unless the condition holds."""
+    if not holds:
+        raise TruelineError(message)
 
 
 @dataclass
@@ -100,6 +130,10 @@ class Scored:
     logp_N: Tensor | None = None
     reference_N: Tensor | None = None
     value_R: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.reference_N is not None:
+            self.reference_N = self.reference_N.detach()  # no objective may train its reference
 
     def rows(self, index: list[int] | Tensor) -> Rows:
         device = self.owner_N.device
@@ -168,8 +202,34 @@ class Rows:
         return _present(self.scored.value_R, "a scalar head")[self.index]
 
     @property
+    def reward(self) -> Tensor:
+        """The scores that the data or a judge gave, [n], no gradient. A response without one is a TruelineError."""
+        scores = [(r.reward, g.origin or g.prompt) for g in self.scored.groups for r in g.responses]
+        own = [scores[i] for i in self.index.tolist()]
+        for score, where in own:
+            require(
+                score is not None,
+                f"The objective compares scores, and a response of {str(where)[:80]!r} has none. Use data with scores or give a judge (--feedback).",
+            )
+        return torch.tensor([s for s, _ in own], dtype=torch.get_default_dtype(), device=self.index.device)
+
+    def log_ratio_of_first(self, count: Tensor) -> Tensor:
+        """rho of the first `count` counted tokens of each response: [n] whole numbers -> [n].
+
+        Tokens of a response stand together in N, responses in order. _M: the tokens taken, of all rows together.
+        """
+        count = count.long()
+        length_R = self.scored.length_R
+        row_M = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        position_M = torch.arange(len(row_M), device=count.device) - (count.cumsum(0) - count)[row_M]
+        token_M = (length_R.cumsum(0) - length_R)[self.index][row_M] + position_M
+        logp_N = _present(self.scored.logp_N, "policy log-probs")
+        ratio_M = logp_N[token_M] - _present(self.scored.reference_N, "reference log-probs")[token_M]
+        return ratio_M.new_zeros(len(count)).index_add(0, row_M, ratio_M)
+
+    @property
     def token_logp(self) -> Tensor:
-        """Log-probs of all counted tokens of these responses, flat."""
+        """Log-probs of all counted tokens of these responses, flat; a response that stands in two pairs counts once."""
         chosen_R = torch.zeros(len(self.scored.length_R), dtype=torch.bool, device=self.index.device)
         chosen_R[self.index] = True
         return _present(self.scored.logp_N, "policy log-probs")[chosen_R[self.scored.owner_N]]
