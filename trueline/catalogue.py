@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method as its file describes it. `needs` is the declared need's name; `doc` the whole module docstring."""
+    """One method as its file describes it: `declared` is what its decorator says, `doc` the whole module docstring."""
 
     name: str
     family: str
@@ -41,6 +41,7 @@ class Entry:
     needs: str | None
     doc: str
     options: tuple[Option, ...]
+    declared: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         keys = ("name", "family", "paper", "arxiv", "summary", "file")
@@ -84,8 +85,8 @@ def _read(file: Path, family: str) -> Entry:
     options = []
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         annotation = ast.unparse(argument.annotation) if argument.annotation else "str"
-        value = None if default is None else ast.literal_eval(default)
-        options.append(Option(argument.arg, annotation, value, required=default is None))
+        literal = None if default is None else ast.literal_eval(default)
+        options.append(Option(argument.arg, annotation, literal, required=default is None))
     title = doc.splitlines()[0].strip()
     return Entry(
         name=file.stem,
@@ -97,4 +98,5 @@ def _read(file: Path, family: str) -> Entry:
         needs=declared.get("needs"),
         doc=doc,
         options=tuple(options),
+        declared=declared,
     )

@@ -12,35 +12,66 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Names of other tools, mapped to ours. Values keep their meaning except where `options.py` says how they combine.
-ALIASES = {
-    "model_name_or_path": "model",
-    "dataset": "data",
-    "dataset_name": "data",
-    "train_file": "data",
-    "output_dir": "output",
-    "loss_type": "objective",
-    "max_steps": "steps",
-    "num_train_epochs": "epochs",
-    "lr": "learning_rate",
-    "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warmup",
-    "max_completion_length": "max_response_length",
-    "max_new_tokens": "max_response_length",
-    "per_device_train_batch_size": "batch_size",  # multiplied by gradient_accumulation_steps when both are given
-    "train_batch_size": "batch_size",
-    "resume_from_checkpoint": "resume",
-    "overwrite_output_dir": "overwrite",
-    "reward_model_path": "feedback",
-    "early_stopping_patience": "early_stop",
-    "truncation_mode": "truncation",
+# The sections of `trueline align --help` and of the options page. Every field stands in exactly one.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Model and data": ("model", "data", "output", "adapter", "reference"),
+    "Method": ("objective", "source", "feedback", "method_options", "pairing", "pairing_margin"),
+    "Optimisation": (
+        "steps",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "schedule",
+        "final_learning_rate",
+        "warmup",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "max_grad_norm",
+        "dropout",
+        "seed",
+    ),
+    "Text": (
+        "max_length",
+        "max_prompt_length",
+        "max_response_length",
+        "truncation",
+        "system_prompt",
+        "chat_template",
+        "chat_template_kwargs",
+        "add_tokens",
+        "eos_tokens",
+    ),
+    "Evaluation": (
+        "eval_data",
+        "eval_fraction",
+        "eval_steps",
+        "eval_feedback",
+        "eval_prompts",
+        "eval_samples",
+        "eval_opponent_samples",
+        "best_metric",
+        "early_stop",
+    ),
+    "Saving and resuming": (
+        "save_steps",
+        "save_total_limit",
+        "resume",
+        "overwrite",
+        "accept_changes",
+        "record_stream",
+    ),
+    "Engine": ("token_budget", "precision", "layout", "reference_cache", "gradient_checkpointing"),
+    "Watching": ("max_nonfinite_steps", "kl_budget", "report_to"),
+    "Running": ("offline", "dry_run"),
 }
 
 
 class AlignConfig(BaseModel):
     """Options of `trueline align`. Lengths are tokens, rates are per optimiser step, batch sizes are groups."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     model: str = Field(description="model folder, hub id, or a finished run folder")
     data: list[str] = Field(
@@ -48,7 +79,7 @@ class AlignConfig(BaseModel):
     )
     output: str | None = Field(default=None, description="run folder; refused if it already holds a run")
 
-    objective: dict[str, float] = Field(description="objective name to weight, e.g. {'dpo': 1.0, 'sft': 0.2}")
+    objective: dict[str, float] = Field(description="what is trained for: dpo, or a weighted sum dpo:1,sft:0.2")
     source: str = Field(default="data", description="where groups come from")
     feedback: list[str] = Field(
         default=["data"], description="who fills in rewards: data, reward:PATH, rule:MODULE:FN, ..."
@@ -62,7 +93,7 @@ class AlignConfig(BaseModel):
     pairing: Literal["best_worst", "all_pairs", "adjacent"] = Field(
         default="best_worst", description="how a group of scored responses becomes pairs"
     )
-    pairing_margin: float = Field(default=0.0, ge=0, description="a pair must differ by more than this reward")
+    pairing_margin: float = Field(default=0.0, ge=0, description="rewards of a pair must differ by more than this")
 
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; default: from epochs")
     epochs: float = Field(default=1.0, gt=0, description="passes over the data when steps is not given")
@@ -73,12 +104,12 @@ class AlignConfig(BaseModel):
     warmup: float = Field(
         default=0.1, ge=0, description="warm-up: a share of the steps below 1, else a number of steps"
     )
-    weight_decay: float = Field(default=0.0, ge=0)
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, description="decay of AdamW, decoupled from the gradient")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of AdamW's gradient mean")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of AdamW's squared-gradient mean")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="added to AdamW's denominator")
     max_grad_norm: float = Field(default=1.0, gt=0, description="clip the global gradient norm")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="names every random stream of the run")
 
     max_length: int = Field(default=1024, ge=2, description="prompt plus response, tokens")
     max_prompt_length: int | None = Field(default=None, ge=1, description="prompt alone; longer ones are cut")
@@ -88,7 +119,7 @@ class AlignConfig(BaseModel):
     )
     system_prompt: str | None = Field(default=None, description="put before conversations that have none")
     chat_template: str | None = Field(default=None, description="a Jinja file that replaces the tokenizer's template")
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="keywords for the chat template")
     add_tokens: list[str] = Field(default_factory=list, description="special tokens to add; embeddings are resized")
     eos_tokens: list[str] = Field(default_factory=list, description="further tokens that end a response")
 
@@ -124,7 +155,9 @@ class AlignConfig(BaseModel):
     layout: Literal["auto", "padded"] = Field(
         default="auto", description="auto: shared prefixes where the probe passes"
     )
-    gradient_checkpointing: bool = Field(default=False)
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in backward: less memory, more time"
+    )
     dropout: bool = Field(default=False, description="keep the model's dropout on while training")
     max_nonfinite_steps: int = Field(
         default=3, ge=0, description="stop after so many steps with a non-finite loss or gradient"

@@ -1,0 +1,324 @@
+"""Everything a run needs before its first step: data read and encoded, the model and its reference, source, feedback.
+
+`align.py` holds the loop; this file turns an `AlignConfig` into the parts the loop moves, and refuses what cannot
+work before any time is spent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trueline.config import AlignConfig
+from trueline.encode import Limits, encode, length_summary, overlap, split_by_prompt
+from trueline.engine.policy import Policy, starting_reference
+from trueline.engine.sampler import sample
+from trueline.engine.step import WeightedObjective
+from trueline.errors import TruelineError
+from trueline.feedback.contract import Feedback, FeedbackContext, judge_labels
+from trueline.groups import Audit, Group, Response
+from trueline.models import Loaded, load
+from trueline.objectives.contract import DEMONSTRATIONS, PAIRS
+from trueline.pairing import Plan, plan
+from trueline.readers import read
+from trueline.registry import load as load_method
+from trueline.sources.contract import Source, SourceContext
+from trueline.vocabulary import embedding_rows
+
+
+@dataclass
+class Parts:
+    """What the loop moves. steps: optimiser steps of the whole run; own_judges and judges: label
+    to feedback, for training and for evaluation."""
+
+    config: AlignConfig
+    loaded: Loaded
+    policy: Policy
+    objectives: list[WeightedObjective]
+    source: Source
+    own_judges: dict[str, Feedback]
+    judges: dict[str, Feedback]
+    train: list[Group]
+    held_out: list[Group]
+    steps: int
+    data_report: dict[str, Any]
+    sample: Callable[..., list[Group]]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> set[str]:
+        return {o.method.declared["needs"] for o in self.objectives}
+
+    @property
+    def uses_reference(self) -> bool:
+        return any(o.method.declared["reference"] for o in self.objectives)
+
+    @property
+    def head(self) -> str:
+        return str(self.objectives[0].method.declared["head"])
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.loaded.tokenizer
+
+    def judge_fresh(self, groups: list[Group]) -> None:
+        """Reward the freshly sampled groups among these."""
+        fresh = [g for g in groups if any(r.source == "policy" and r.reward is None for r in g.responses)]
+        if fresh and self.own_judges:
+            add_rewards(fresh, self.own_judges)
+
+    def plan(self, groups: list[Group]) -> Plan:
+        """The items of these groups that the objectives can use."""
+        return plan(
+            groups,
+            pairs=PAIRS in self.needs,
+            demos=DEMONSTRATIONS in self.needs,
+            rule=self.config.pairing,
+            margin=self.config.pairing_margin,
+        )
+
+
+def assemble(config: AlignConfig) -> Parts:
+    """Build every part, or say why the run cannot work."""
+    objectives = [
+        WeightedObjective(load_method("objectives", name), config.method_options.get(f"objectives.{name}", {}), weight)
+        for name, weight in config.objective.items()
+    ]
+    head = objectives[0].method.declared["head"]  # one head for all: options.py refuses mixtures and illegal cells
+    samples = bool(load_method("sources", config.source).declared["samples"])
+    raw = _read(config)  # before the model: bad data should show at once
+    loaded = load(
+        config.model,
+        head=head,
+        offline=config.offline,
+        seed=config.seed,
+        add_tokens=config.add_tokens,
+        eos_tokens=config.eos_tokens,
+        chat_template=config.chat_template,
+    )
+    train, held_out, report = _encode(config, loaded, raw)
+    uses_reference = any(o.method.declared["reference"] for o in objectives)
+    policy = _policy(config, loaded, head, uses_reference)
+    draw = _drawer(config, policy, loaded)
+    steps = config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
+    context = FeedbackContext(
+        loaded.tokenizer, config.token_budget, config.precision, str(policy.device), config.offline
+    )
+    own_judges, judges = _judges(config, context)
+    source_context = SourceContext(train, config.batch_size, config.seed, draw)
+    source = load_method("sources", config.source).call(
+        source_context, **config.method_options.get(f"sources.{config.source}", {})
+    )
+    parts = Parts(config, loaded, policy, objectives, source, own_judges, judges, train, held_out, steps, report, draw)
+    _refuse_unusable(parts, samples)
+    if not samples and config.feedback != ["data"]:
+        _relabel(train, own_judges)
+    parts.fingerprints = {"data": data_fingerprint(train + held_out), "model": policy_fingerprint(policy)}
+    return parts
+
+
+def _limits(config: AlignConfig) -> Limits:
+    return Limits(config.max_length, config.max_prompt_length, config.max_response_length, config.truncation)
+
+
+Raw = tuple[list[Group], Audit]
+
+
+def _read(config: AlignConfig) -> tuple[Raw, Raw]:
+    """Training and held-out groups as text, and what was dropped while reading."""
+    if not config.data:
+        raise TruelineError("No data were given. Use --data FILE (trueline check FILE shows what is in it).")
+    groups, audit = read(config.data, offline=config.offline)
+    if config.eval_data:
+        return (groups, audit), read(config.eval_data, offline=config.offline)
+    if not config.eval_fraction:
+        return (groups, audit), ([], Audit())
+    groups, held_out = split_by_prompt(groups, config.eval_fraction, config.seed)
+    return (groups, audit), (held_out, Audit(read=len(held_out)))
+
+
+def _encode(
+    config: AlignConfig, loaded: Loaded, raw: tuple[Raw, Raw]
+) -> tuple[list[Group], list[Group], dict[str, Any]]:
+    """Both sets in the model's tokens; the report says what was dropped at which stage."""
+
+    def encoded(groups: list[Group], audit: Audit) -> list[Group]:
+        kept, more = encode(
+            groups,
+            loaded.tokenizer,
+            _limits(config),
+            eos_ids=loaded.eos_ids,
+            system_prompt=config.system_prompt,
+            chat_template_kwargs=config.chat_template_kwargs,
+            vocabulary=embedding_rows(loaded.model),
+        )
+        audit.absorb(more)
+        return kept
+
+    (groups, audit), (held_raw, held_audit) = raw
+    train, held_out = encoded(groups, audit), encoded(held_raw, held_audit)
+    audit.kept, held_audit.kept = len(train), len(held_out)
+    if not train:
+        raise TruelineError(f"No usable group is left in {config.data}: {audit.read} read, dropped {audit.dropped}.")
+    report = {
+        "train": audit.to_json(),
+        "eval": held_audit.to_json(),
+        "lengths": length_summary(train),
+        "overlap": overlap(train, held_out),
+        "duplicates": audit.dropped.get("duplicate row", 0) + audit.noted.get("duplicate row", 0),
+    }
+    return train, held_out, report
+
+
+def _policy(config: AlignConfig, loaded: Loaded, head: Literal["lm", "scalar"], uses_reference: bool) -> Policy:
+    """The model with its adapter, and its reference: the one named, else the model as it is at the start."""
+    torch.manual_seed(config.seed)  # fresh adapter weights
+    options = config.method_options.get(f"adapters.{config.adapter}", {})
+    # Moved before the probe, which must see the device's own attention. Module.to: a 4-bit model refuses its own `to`.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = nn.Module.to(load_method("adapters", config.adapter).call(loaded.model, **options), device)
+    reference: Any = "none"
+    if uses_reference and config.reference:
+        frozen = load(config.reference, head=head, offline=config.offline, for_training=False).model
+        reference = nn.Module.to(frozen, device)
+    elif uses_reference:
+        reference = starting_reference(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy = Policy(
+        model,
+        reference=reference,
+        head=head,
+        layout=config.layout,
+        precision=config.precision,
+        max_length=config.max_length,
+        dropout=config.dropout,
+    )
+    return policy.train()
+
+
+def _drawer(config: AlignConfig, policy: Policy, loaded: Loaded) -> Callable[..., list[Group]]:
+    """`sample(groups, samples, seed, **law)`: new groups with the same prompts and fresh responses.
+
+    A response ends at max_response_length (half of max_length where none is given), and at max_length with its prompt.
+    """
+    limit = config.max_response_length or config.max_length // 2
+
+    def draw(groups: list[Group], samples: int, seed: int, **law: Any) -> list[Group]:
+        if not groups:
+            return []
+        prompts = [list(g.prompt_ids or ()) for g in groups]
+        limits = [max(1, min(limit, config.max_length - len(p))) for p in prompts]
+        drawn = sample(policy, prompts, samples, max_new_tokens=limits, eos_ids=loaded.eos_ids, seed=seed, **law)
+        fresh = []
+        for group, rows in zip(groups, drawn, strict=True):
+            texts = loaded.tokenizer.batch_decode([s.ids for s in rows], skip_special_tokens=True)
+            conversational = not isinstance(group.prompt, str)
+            responses = [
+                Response(
+                    text=text,
+                    messages=[{"role": "assistant", "content": text}] if conversational else None,
+                    ids=s.ids,
+                    mask=[True] * len(s.ids),
+                    source="policy",
+                    finish=s.finish,
+                    behaviour_logp=s.behaviour_logp,
+                    full_logp=s.full_logp,
+                )
+                for text, s in zip(texts, rows, strict=True)
+            ]
+            fresh.append(replace(group, responses=responses, extras=dict(group.extras)))
+        return fresh
+
+    return draw
+
+
+def _judges(config: AlignConfig, context: FeedbackContext) -> tuple[dict[str, Feedback], dict[str, Feedback]]:
+    """Feedback by label, for training (several are summed) and for evaluation; the same judge is loaded once.
+
+    A judge has the same label in both, and two judges never share one: readings and alarms go by label.
+    """
+    built: dict[str, Feedback] = {}
+
+    def judge(spec: str) -> Feedback:
+        if spec not in built:
+            name, _, argument = spec.partition(":")
+            options = config.method_options.get(f"feedback.{name}", {})
+            built[spec] = load_method("feedback", name).call(context, argument, **options)
+        return built[spec]
+
+    labels = judge_labels([*config.feedback, *config.eval_feedback])
+
+    def by_label(specs: list[str]) -> dict[str, Feedback]:
+        return {label: judge(spec) for label, spec in labels.items() if spec in specs and spec != "data"}
+
+    return by_label(config.feedback), by_label(config.eval_feedback or config.feedback)
+
+
+def add_rewards(groups: list[Group], judges: dict[str, Feedback]) -> None:
+    """Fill `reward` with the sum over judges and `rewards` with each one's share; None only where every judge says so."""
+    rows = [r for g in groups for r in g.responses]
+    totals: list[float | None] = [None] * len(rows)
+    for label, judge in judges.items():
+        judge(groups)
+        for i, response in enumerate(rows):
+            response.rewards[label] = response.reward
+            if response.reward is not None:
+                totals[i] = (totals[i] or 0.0) + response.reward
+    for response, total in zip(rows, totals, strict=True):
+        response.reward = total
+
+
+def _relabel(groups: list[Group], judges: dict[str, Feedback]) -> None:
+    """Let the judges replace the labels that the training data came with; held-out labels stay as they were read."""
+    for group in groups:
+        for response in group.responses:
+            response.rank, response.label, response.reward = None, None, None
+    add_rewards(groups, judges)
+
+
+def _refuse_unusable(parts: Parts, samples: bool) -> None:
+    """Combinations of data and objective that cannot give a single usable item."""
+    if samples or parts.config.feedback != ["data"]:
+        return
+    if parts.config.pairing_margin and all(r.reward is None for g in parts.train for r in g.responses):
+        raise TruelineError(
+            "pairing_margin has no effect: the data have no rewards to differ. Leave it out, or give a judge (--feedback)."
+        )
+    usable = parts.plan(parts.train)
+    if not usable.items and usable.ties:
+        raise TruelineError(
+            f"No pair of the data differs by more than pairing_margin {parts.config.pairing_margin:g}: all {usable.ties} are "
+            "ties. Lower pairing_margin, or let a judge score the responses (--feedback)."
+        )
+    if not usable.items:
+        widths = sorted({len(g.responses) for g in parts.train})
+        raise TruelineError(
+            f"The objective {'+'.join(parts.config.objective)} needs {' and '.join(sorted(parts.needs)).lower()}, and the data "
+            f"have none: groups of {widths} responses. Demonstrations fit --objective sft; prompts need --source policy "
+            "with --feedback, which makes responses and judges them."
+        )
+
+
+def data_fingerprint(groups: list[Group]) -> str:
+    """Content hash of the encoded data: a resume on other data is noticed."""
+    digest = hashlib.sha256()
+    for g in groups:
+        row = [g.prompt_ids, [[r.ids, r.mask, r.rank, r.reward, r.label] for r in g.responses]]
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()[:24]
+
+
+def policy_fingerprint(policy: Policy) -> str:
+    """Content hash of the starting weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]
