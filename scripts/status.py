@@ -1,0 +1,123 @@
+"""Write docs/status.json: every method that is planned, its state, and the command that shows it.
+
+done: in the catalogue, equal to an oracle written from its equation, and through the conformance suite. partial: works
+with a stated gap. not: not built. Run by `make docs`; a test keeps the file equal to what this script writes.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+from trueline import catalogue
+
+ROOT = Path(__file__).parents[1]
+PLANNED = {
+    "objectives": [
+        "sft",
+        "dpo",
+        "ipo",
+        "cdpo",
+        "robust_dpo",
+        "slic",
+        "ln_dpo",
+        "simpo",
+        "orpo",
+        "cpo",
+        "r_dpo",
+        "ld_dpo",
+        "dpop",
+        "rpo",
+        "exo",
+        "nca",
+        "aot",
+        "apo_zero",
+        "apo_down",
+        "sppo",
+        "f_dpo",
+        "wpo",
+        "discopop",
+        "tr_dpo",
+        "bco_pair",
+        "kto",
+        "bco",
+        "pointwise_dpo",
+        "ulma",
+        "kldo",
+        "tdpo",
+        "sparse_po",
+        "selm",
+        "xpo",
+        "nash_md",
+        "ipo_md",
+        "bonbon",
+        "raft",
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+        "cispo",
+        "rloo",
+        "reinforce_pp",
+        "ppo",
+        "grao",
+        "reward_weighted",
+        "plackett_luce",
+        "dpo_margin",
+        "compo",
+        "cut",
+        "poft",
+        "dckd",
+        "adpa",
+        "adpa_plus",
+        "gkd",
+        "bt",
+        "preference_model",
+        "pointwise_rm",
+        "rm_ensemble",
+        "process_rm",
+    ],
+    "feedback": ["ctrl"],
+}
+PARTIAL = {"sppo": "hard labels only; soft win rates of a preference model are not read"}
+SHOWS = {
+    "objectives": "pytest tests/test_objectives_conformance.py -k {name}",
+    "sources": "pytest tests/test_align.py",
+    "feedback": "pytest tests/test_align.py",
+    "adapters": "pytest tests/test_adapters.py",
+    "measure": "pytest tests/test_measure.py",
+}
+
+
+def oracles() -> set[str]:
+    """Names that tests/oracles/objectives.py defines."""
+    tree = ast.parse((ROOT / "tests" / "oracles" / "objectives.py").read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def status() -> list[dict[str, str]]:
+    """One row a method: family, name, state, and either the command that shows it or what is missing."""
+    built = {(e.family, e.name) for e in catalogue.entries()}
+    names = sorted(built | {(family, name) for family, planned in PLANNED.items() for name in planned})
+    rows = []
+    for family, name in names:
+        proven = (family, name) in built and (family != "objectives" or name in oracles())
+        state = "partial" if name in PARTIAL else "done" if proven else "not"
+        row = {"family": family, "name": name, "state": state}
+        if (family, name) in built:
+            row["shown_by"] = SHOWS[family].format(name=name)
+        if name in PARTIAL:
+            row["missing"] = PARTIAL[name]
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    file = ROOT / "docs" / "status.json"
+    file.write_text(json.dumps(status(), indent=1) + "\n", encoding="utf-8")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

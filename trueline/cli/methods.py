@@ -1,0 +1,35 @@
+"""`trueline methods`: the catalogue, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+) -> None:
+    """List every method of every family, with its paper."""
+    from trueline import catalogue
+
+    entries = catalogue.entries()
+    if as_json:
+        print(json.dumps([entry.to_json() for entry in entries], indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    for family in dict.fromkeys(entry.family for entry in entries):
+        table = Table(title=family, title_justify="left", title_style="bold", box=None, expand=True, padding=(0, 1))
+        table.add_column("Method", no_wrap=True, header_style="dim")
+        table.add_column("Summary", ratio=3, header_style="dim")
+        table.add_column("Options", ratio=2, header_style="dim")
+        table.add_column("arXiv", no_wrap=True, min_width=10, header_style="dim")
+        for entry in catalogue.entries(family):
+            options = " ".join(f"{o.name}={'?' if o.required else o.default}" for o in entry.options)
+            cells = (entry.name, entry.summary, options, entry.arxiv or "")
+            table.add_row(*(Text(cell, style="cyan" if i == 0 else "") for i, cell in enumerate(cells)))
+        console.print(table)
