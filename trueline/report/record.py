@@ -164,11 +164,6 @@ class Record:
         )
 
     @property
-    def data_key(self) -> str | None:
-        """Content of the data it was trained and evaluated on; None where the run did not say."""
-        return (self.summary.get("fingerprints") or {}).get("data")
-
-    @property
     def start_key(self) -> str | None:
         """Content of the weights it started from; None where the run did not say."""
         return (self.summary.get("fingerprints") or {}).get("model")
