@@ -78,6 +78,14 @@ def test_a_divergence_of_the_policy_is_that_of_plain_calls_in_value_and_gradient
     assert all(p.grad is None for p in other.parameters())
 
 
+def test_the_reference_beside_a_divergence_is_scored_as_alone(policy, monkeypatch):
+    layout = Layout.of(tiny_groups([(4, [3, 5]), (3, [2, 6])]))
+    scores = policy(layout, divergences={"x": Divergence.bound("forward_kl", "reference", {})})
+    alone = policy(layout, reference=True).logp_N
+    monkeypatch.setattr(policy._reference_backbone, "states", lambda *_: pytest.fail("a second pass of the reference"))
+    torch.testing.assert_close(policy.reference_logp(layout, scores), alone, rtol=0, atol=0)
+
+
 def test_no_cut_into_chunks_changes_a_divergence(monkeypatch):
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     states, head = torch.randn(9, 4, dtype=torch.float64), torch.randn(4, 7, dtype=torch.float64)

@@ -14,7 +14,7 @@ from trueline.groups import Group, Response
 from trueline.studies import inference_aware as infer
 from trueline.studies import online_offline as study
 from trueline.studies import online_offline_page, ranking
-from trueline.studies.conduct import refuse_other_settings, write_json, write_lines
+from trueline.studies.conduct import refuse_other_settings
 from trueline.studies.findings import Claim, find
 from trueline.studies.inference_aware_page import at_matched_kl as inference_matched
 from trueline.studies.inference_aware_page import claims as inference_claims
@@ -43,6 +43,7 @@ from trueline.studies.settings import (
     ONLINE_OFFLINE_QUICK,
     RANKING,
 )
+from trueline.wholefile import write_json, write_lines
 
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 

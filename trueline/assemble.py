@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,19 +18,19 @@ from torch import nn
 
 from trueline.cachefolder import cache_folder
 from trueline.config import AlignConfig
-from trueline.encode import Limits, encode, length_summary, overlap, split_by_prompt
+from trueline.drawing import drawer
+from trueline.encode import encode, length_summary, limits_of, overlap, split_by_prompt
 from trueline.engine.comparison import output_head
 from trueline.engine.policy import Policy, frozen_copy, starting_reference
-from trueline.engine.sampler import sample
 from trueline.engine.step import WeightedObjective
 from trueline.errors import TruelineError
 from trueline.feedback._preferences import Table, mixed_preferences
 from trueline.feedback._specification import every, weights
 from trueline.feedback.contract import Feedback, FeedbackContext, Progress, judge_labels
-from trueline.groups import Audit, Group, Response
+from trueline.groups import Audit, Group
 from trueline.judgments import put_judgments
 from trueline.matching import match_prompts
-from trueline.models import Loaded, load, vocabulary_hash
+from trueline.models import Loaded, load, load_frozen, vocabulary_hash
 from trueline.pairing import JUDGMENTS, Plan, Rules, plan
 from trueline.readers import read
 from trueline.registry import load as load_method
@@ -140,7 +140,7 @@ def assemble(config: AlignConfig) -> Parts:
     )
     train, held_out, report = _encode(config, loaded, raw, objectives)
     policy = _policy(config, loaded, head, objectives)
-    draw = drawer(config, policy, loaded)
+    draw = drawer(policy, loaded, limits_of(config))
     steps = config.steps or max(1, round(config.epochs * len(train) / config.batch_size))
     context = FeedbackContext(
         loaded.tokenizer,
@@ -191,10 +191,6 @@ def _rules(config: AlignConfig, objectives: list[WeightedObjective]) -> Rules:
     )
 
 
-def _limits(config: AlignConfig) -> Limits:
-    return Limits(config.max_length, config.max_prompt_length, config.max_response_length, config.truncation)
-
-
 Raw = tuple[list[Group], Audit]
 
 
@@ -221,7 +217,7 @@ def _encode(
         kept, more = encode(
             prepared(groups, subject, rules, audit),
             loaded.tokenizer,
-            _limits(config),
+            limits_of(config),
             eos_ids=loaded.eos_ids,
             system_prompt=config.system_prompt,
             chat_template_kwargs=config.chat_template_kwargs,
@@ -270,8 +266,7 @@ def _policy(
     model = nn.Module.to(load_method("adapters", config.adapter).call(loaded.model, **options), device)
     reference: Any = "none"
     if uses_reference and config.reference:
-        frozen = load(config.reference, head=head, offline=config.offline, for_training=False).model
-        reference = nn.Module.to(frozen, device)
+        reference = load_frozen(config.reference, device, head=head, offline=config.offline).model
     elif uses_reference:
         moves = any(o.declares("moves_reference") for o in objectives)
         reference = frozen_copy(model) if moves else starting_reference(model)
@@ -317,13 +312,13 @@ def _distribution_teachers(config: AlignConfig, loaded: Loaded, device: str) -> 
     """Teachers whose token distributions are compared with the policy's: their vocabulary must be the policy's own."""
     teachers = []
     for path in config.teachers:
-        teacher = load(path, offline=config.offline, for_training=False)
+        teacher = load_frozen(path, device, offline=config.offline)
         if vocabulary_hash(teacher.tokenizer) != vocabulary_hash(loaded.tokenizer):
             raise TruelineError(
                 f"The teacher '{path}' has another vocabulary than '{config.model}': their token distributions cannot be "
                 "compared. Use a teacher with the same tokenizer, or an objective that reads teachers as text (poft)."
             )
-        teachers.append(nn.Module.to(teacher.model, device))
+        teachers.append(teacher.model)
     return teachers
 
 
@@ -342,45 +337,6 @@ def _text_teachers(
         "cache": cache,
     }
     return [Teacher.open(path, loaded.tokenizer, **common) for path in config.teachers]
-
-
-def drawer(config: AlignConfig, policy: Policy, loaded: Loaded) -> Callable[..., list[Group]]:
-    """`sample(groups, samples, seed, **law)`: new groups with the same prompts and fresh responses.
-
-    A response ends at max_response_length (half of max_length where none is given), and at max_length with its prompt.
-    """
-    limit = config.max_response_length or config.max_length // 2
-
-    def draw(groups: list[Group], samples: int, seed: int, **law: Any) -> list[Group]:
-        if not groups:
-            return []
-        share = float(law.get("reference_share", 0.0))
-        author = {0.0: "policy", 1.0: "reference"}.get(share, "mixture")
-        prompts = [list(g.prompt_ids or ()) for g in groups]
-        limits = [max(1, min(limit, config.max_length - len(p))) for p in prompts]
-        drawn = sample(policy, prompts, samples, max_new_tokens=limits, eos_ids=loaded.eos_ids, seed=seed, **law)
-        fresh = []
-        for group, rows in zip(groups, drawn, strict=True):
-            texts = loaded.tokenizer.batch_decode([s.ids for s in rows], skip_special_tokens=True)
-            conversational = not isinstance(group.prompt, str)
-            responses = [
-                Response(
-                    text=text,
-                    messages=[{"role": "assistant", "content": text}] if conversational else None,
-                    ids=s.ids,
-                    mask=[True] * len(s.ids),
-                    source=author,
-                    finish=s.finish,
-                    behaviour_logp=s.behaviour_logp,
-                    full_logp=s.full_logp,
-                    temperature=float(law.get("temperature", 1.0)),
-                )
-                for text, s in zip(texts, rows, strict=True)
-            ]
-            fresh.append(replace(group, responses=responses, extras=dict(group.extras)))
-        return fresh
-
-    return draw
 
 
 def _reference_drawer(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from trueline.groups import Audit, Group, Response
 from trueline.randomness import derive
 from trueline.readers.contract import Unusable
 from trueline.stepwise import STEP_END
+
+if TYPE_CHECKING:
+    from trueline.config import AlignConfig
 
 BATCH = 4096  # texts handed to the tokenizer at once: enough to keep its threads busy, little memory
 LETTERS_PER_TOKEN = 48  # text beyond limit x this is not tokenised: no vocabulary averages so long a token
@@ -50,10 +53,23 @@ class Limits:
                 "prompt. Raise max_length or lower max_response_length."
             )
 
+    def room(self, prompt: int) -> int:
+        """Tokens that a sampled response may have after this many of its prompt: at most max_response_length (half of
+        max_length where none is given), and what max_length leaves."""
+        return max(1, min(self.max_response_length or self.max_length // 2, self.max_length - prompt))
+
     def response_limit(self, prompt: int) -> int:
         """Tokens a response may have after a prompt of this length (before the prompt is cut)."""
         prompt = min(prompt, self.max_prompt_length or prompt)
         return self.max_response_length or self.max_length - min(prompt, self.max_length // 2)
+
+
+def limits_of(config: AlignConfig) -> Limits:
+    """The limits of a run."""
+    return Limits(config.max_length, config.max_prompt_length, config.max_response_length, config.truncation)
+
+
+UNLIMITED = Limits(1 << 24)  # a model that judges reads the whole text or refuses it, and never cuts it unsaid
 
 
 def encode(

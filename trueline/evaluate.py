@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from trueline.assemble import Parts, add_rewards, drawer
+from trueline.assemble import Parts, add_rewards
+from trueline.drawing import drawer
+from trueline.encode import limits_of
 from trueline.engine.journal import Journal, read
-from trueline.engine.layout import Layout, micro_batches
+from trueline.engine.layout import laid_out
 from trueline.engine.policy import Policy
 from trueline.engine.precision import products
 from trueline.engine.step import WeightedObjective, accumulate, global_counts
@@ -26,7 +27,7 @@ from trueline.feedback._preferences import Table, duels
 from trueline.feedback.contract import is_relative
 from trueline.groups import Group, prompt_text
 from trueline.measure.contract import Reading
-from trueline.models import load as load_model
+from trueline.models import load_frozen
 from trueline.pairing import PAIRS, plan
 from trueline.randomness import derive
 from trueline.registry import load
@@ -159,15 +160,14 @@ class Evaluator:
         """Draws of the model as it is now, before its first step, or of the one that `eval_opponent` names."""
         if self.config.eval_opponent is None:
             return self._draw(self.config.eval_opponent_samples, "opponent")
-        named = load_model(self.config.eval_opponent, offline=self.config.offline, for_training=False)
+        named = load_frozen(self.config.eval_opponent, self.parts.policy.device, offline=self.config.offline)
         if named.vocabulary_hash != self.parts.loaded.vocabulary_hash:
             raise TruelineError(
                 f"The opponent '{self.config.eval_opponent}' has another vocabulary than '{self.config.model}'. Give a model "
                 "with the same tokenizer, or compare saved samples with `trueline compare`."
             )
-        model = nn.Module.to(named.model, self.parts.policy.device)
-        opponent = Policy(model, reference="none", max_length=self.config.max_length).requires_grad_(False).eval()
-        draw = drawer(self.config, opponent, named)
+        opponent = Policy(named.model, reference="none", max_length=self.config.max_length)
+        draw = drawer(opponent.requires_grad_(False).eval(), named, limits_of(self.config))
         seed = derive(self.config.seed, "evaluation", "opponent")
         return draw(self.prompts, self.config.eval_opponent_samples, seed)
 
@@ -218,8 +218,7 @@ class Evaluator:
             return []
         kl: list[float] = []
         entropy: list[float] = []
-        for cut in micro_batches(groups, self.config.token_budget):
-            layout = Layout.of([groups[i] for i in cut]).to(self.parts.policy.device)
+        for _, layout in laid_out(groups, self.config.token_budget, self.parts.policy.device):
             kl_N, entropy_N = self.parts.policy.kl(layout)
             for values, per_token in ((kl_N, kl), (entropy_N, entropy)):
                 total_R = values.new_zeros(layout.rows).index_add(0, layout.owner_N, values)

@@ -58,14 +58,14 @@ def put_judgments(
     The groups are encoded already. A judgment is never cut: where prompt, judgment and response are over max_length
     together, the row is left without, and counted in the audit as a row that no judgment can be read for.
     """
-    from trueline.encode import Limits, encode  # options are checked above without it
+    from trueline.encode import UNLIMITED, encode  # options are checked above without it
 
     check_template(template)
     audit = Audit(read=len(groups))
     rows = [(g, r) for g in groups for r in g.responses if r.judgment and r.label is not True]
     asked = [_with_judgment(group, response, template) for group, response in rows]
     options = chat_template_kwargs if any(isinstance(g.prompt, list) for g in asked) else None
-    encoded, found = encode(asked, tokenizer, Limits(1 << 24), eos_ids=eos_ids, chat_template_kwargs=options)
+    encoded, found = encode(asked, tokenizer, UNLIMITED, eos_ids=eos_ids, chat_template_kwargs=options)
     if len(encoded) != len(rows):
         raise TruelineError(
             f"{len(rows) - len(encoded)} prompts cannot be encoded with their judgment: {found.dropped}."

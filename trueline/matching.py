@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueline.engine.layout import Layout, micro_batches
+from trueline.engine.layout import laid_out
 from trueline.errors import TruelineError
 from trueline.groups import Group, Response
 from trueline.pairing import THUMBS, Rules, plan
@@ -71,8 +71,8 @@ def odds_of_up(embedding: np.ndarray, up: Sequence[int], down: Sequence[int], *,
 def embeddings(policy: Policy, groups: Sequence[Group], token_budget: int) -> np.ndarray:
     """Mean last hidden state over each prompt, [G, D], under the policy as it is."""
     found = []
-    for cut in micro_batches(groups, token_budget):
-        found.append(policy.prompt_states(Layout.of([_prompt(groups[i]) for i in cut]).to(policy.device)))
+    for _, layout in laid_out([_prompt(g) for g in groups], token_budget, policy.device):
+        found.append(policy.prompt_states(layout))
     return np.concatenate([x.float().cpu().numpy() for x in found])
 
 

@@ -104,6 +104,16 @@ def load(
     return loaded
 
 
+def load_frozen(path: str | os.PathLike[str], device: str | torch.device, **options: Any) -> Loaded:
+    """A model that only scores or samples: without gradients, on the device. options: `load`'s.
+
+    It is moved before any policy is built on it, whose probe must see the device's own attention.
+    """
+    loaded = load(path, for_training=False, **options)
+    nn.Module.to(loaded.model, device)  # a 4-bit model refuses its own `to`
+    return loaded
+
+
 def _own_memory(model: nn.Module) -> None:
     """Copy every tensor out of the mapped file, aligned.
 

@@ -17,9 +17,9 @@ from trueline.cachefolder import cache_folder
 from trueline.encode import describe_first
 from trueline.engine.journal import encode as encode_line
 from trueline.engine.journal import read
-from trueline.engine.layout import Layout, micro_batches
+from trueline.engine.layout import laid_out
 from trueline.engine.optimiser import Optimiser, Update
-from trueline.engine.scorecache import ScoreCache, scorer_key
+from trueline.engine.scorecache import TOLERANCE, ScoreCache, scorer_key
 from trueline.engine.step import StepResult
 from trueline.environment import environment
 from trueline.evaluate import Evaluation
@@ -214,8 +214,7 @@ def fill_reference_cache(parts: Parts) -> None:
     @torch.no_grad()
     def score(groups: list[Group]) -> list[list[list[float]]]:
         values: list[list[list[float]]] = []
-        for cut in micro_batches(groups, config.token_budget):
-            layout = Layout.of([groups[i] for i in cut]).to(policy.device)
+        for cut, layout in laid_out(groups, config.token_budget, policy.device):
             with products(config.precision):
                 logp_N = policy(layout, reference=True).logp_N
             rows = iter(torch.split(logp_N, layout.length_R.tolist()))
@@ -226,8 +225,7 @@ def fill_reference_cache(parts: Parts) -> None:
     off = policy.reference_kind == "adapter_off"
     key = scorer_key(scorer, precision=config.precision, layout_mode=policy.mode, adapter_off=off)
     groups = [g for g in parts.train + parts.held_out if g.responses]
-    tolerance = 1e-4 if config.precision == "exact" else 5e-2  # bf16 products: 2e-3 relative on logits of order 10
-    ScoreCache(cache_folder() / "scores", key, tolerance=tolerance).fill(groups, score)
+    ScoreCache(cache_folder() / "scores", key, tolerance=TOLERANCE[config.precision]).fill(groups, score)
 
 
 def model_card(parts: Parts, folder: RunFolder, final: dict[str, Any]) -> str:

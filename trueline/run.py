@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import time
@@ -16,6 +15,7 @@ from typing import Any
 from trueline.config import AlignConfig
 from trueline.engine.journal import Journal
 from trueline.errors import TruelineError
+from trueline.wholefile import write_json
 
 JOURNALS = ("metrics", "timing", "evals", "samples", "stream", "alarms")
 
@@ -97,11 +97,8 @@ class RunFolder:
             journal.truncate_after(step)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write one of our JSON files atomically."""
-        target = self.ours / name
-        temporary = target.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        os.replace(temporary, target)
+        """Write one of our JSON files, whole once it exists."""
+        write_json(self.ours / name, content, indent=2)
 
     def read_json(self, name: str) -> dict[str, Any]:
         return json.loads((self.ours / name).read_text(encoding="utf-8"))

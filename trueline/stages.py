@@ -20,7 +20,6 @@ cut short goes on from its checkpoint, and options of a finished stage must be a
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -32,6 +31,7 @@ from trueline.errors import TruelineError, nearest
 from trueline.options import Layer, Resolved, canonical, resolve_layers
 from trueline.run import FREE_ON_RESUME, Run
 from trueline.saving import MARKERS
+from trueline.wholefile import write_json
 
 FILE = "stages.json"
 NAME = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
@@ -224,9 +224,7 @@ def _open(root: Path, whole: Mapping[str, Any], stages: list[Stage]) -> None:
         _check_same(file, stages)
     root.mkdir(parents=True, exist_ok=True)
     content = [{"name": s.name, "folder": s.folder.name, "config": s.resolved.config.model_dump(mode="json")} for s in stages]  # fmt: skip
-    beside = file.with_suffix(".tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    write_json(file, content)
 
 
 def _check_same(file: Path, stages: list[Stage]) -> None:

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from trueline.encode import Limits, encode
+from trueline.encode import UNLIMITED, encode
 from trueline.engine.layout import Layout
 from trueline.engine.policy import Policy
 from trueline.engine.precision import products
-from trueline.engine.scorecache import ScoreCache, scorer_key
+from trueline.engine.scorecache import TOLERANCE, ScoreCache, scorer_key
 from trueline.errors import TruelineError
 from trueline.groups import Group
-from trueline.models import Loaded, load, vocabulary_hash
-
-UNLIMITED = 1 << 24  # tokens: a teacher reads the whole text and never cuts it unsaid
+from trueline.models import Loaded, load_frozen, vocabulary_hash
 
 
 @dataclass
@@ -44,13 +41,12 @@ class Teacher:
         cls, path: str, tokenizer: Any, *, device: str, precision: str, offline: bool, cache: Path | None = None
     ) -> Teacher:
         """Load it. cache: a folder for its scores, one sub-folder for each teacher and each way of scoring."""
-        loaded = load(path, offline=offline, for_training=False)
-        nn.Module.to(loaded.model, device)  # before the probe; a 4-bit model refuses its own `to`
+        loaded = load_frozen(path, device, offline=offline)
         policy = Policy(loaded.model).requires_grad_(False).eval()
         kept = None
         if cache is not None:
             key = scorer_key(loaded.model, precision=precision, layout_mode=policy.mode)
-            kept = ScoreCache(cache, key, tolerance=1e-4 if precision == "exact" else 5e-2)
+            kept = ScoreCache(cache, key, tolerance=TOLERANCE[precision])
         return cls(path, policy, loaded, tokenizer, precision, kept)
 
     def means(self, groups: Sequence[Group]) -> list[list[float]]:
@@ -75,7 +71,7 @@ class Teacher:
             for g in groups
             for r in g.responses
         ]
-        encoded, audit = encode(rows, theirs, Limits(UNLIMITED), eos_ids=self.loaded.eos_ids)
+        encoded, audit = encode(rows, theirs, UNLIMITED, eos_ids=self.loaded.eos_ids)
         if len(encoded) != len(rows):
             raise TruelineError(
                 f"The teacher '{self.path}' makes {len(encoded)} rows of {len(rows)} responses in its own tokens: "

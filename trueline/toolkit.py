@@ -14,7 +14,7 @@ from typing import Any
 
 from trueline.chat import Chat
 from trueline.config import AlignConfig
-from trueline.encode import Limits, continuation_ids, encode
+from trueline.encode import Limits, continuation_ids, encode, limits_of
 from trueline.engine.policy import Policy
 from trueline.engine.sampler import Sample, sample
 from trueline.errors import TruelineError
@@ -46,15 +46,13 @@ class Toolkit:
 
     @property
     def limits(self) -> Limits:
-        config = self.config
-        return Limits(config.max_length, config.max_prompt_length, config.max_response_length, config.truncation)
+        return limits_of(self.config)
 
     # -- trajectories --------------------------------------------------------------------------------------------------
 
     def room(self, group: Group) -> int:
         """Tokens that a response to this prompt may have, everything between its turns included."""
-        limit = self.config.max_response_length or self.config.max_length // 2
-        return max(1, min(limit, self.config.max_length - len(group.prompt_ids or ())))
+        return self.limits.room(len(group.prompt_ids or ()))
 
     def speak(self, rows: list[list[int]], rooms: list[int], seed: int, streams: list[int], **law: Any) -> list[Sample]:
         """The policy's next turn after each of these rows of ids; streams name their random numbers."""

@@ -10,7 +10,7 @@ Nothing here knows a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -242,3 +242,9 @@ def micro_batches(groups: Sequence[Sized], token_budget: int) -> list[list[int]]
         cuts[-1].append(i)
         filled += tokens
     return cuts
+
+
+def laid_out(groups: Sequence[Group], token_budget: int, device: torch.device) -> Iterator[tuple[list[int], Layout]]:
+    """Each micro-batch of the groups: their indices, and the layout that holds them on the device."""
+    for cut in micro_batches(groups, token_budget):
+        yield cut, Layout.of([groups[i] for i in cut]).to(device)

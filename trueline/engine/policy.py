@@ -32,8 +32,10 @@ from trueline.errors import TruelineError
 class Scores:
     """logp_N: log-prob of each counted token (lm head). value_R: a scalar head's number a response, [R] or [R, heads].
 
-    value_K: what a scalar head says at each marked token. divergences: a number a counted token by name. value_N: the critic's estimate before each counted token. masks_N:
-    weights of each counted token in the reward and in the KL term, [N, 2].
+    value_K: what a scalar head says at each marked token. divergences: a number a counted token by name. value_N: the
+    critic's estimate before each counted token. masks_N: weights of each counted token in the reward and in the KL term,
+    [N, 2]. reference_states: what the reference's head reads at each counted token and its way from there to logits,
+    where a divergence read them.
     """
 
     logp_N: Tensor | None = None
@@ -42,6 +44,7 @@ class Scores:
     divergences: dict[str, Tensor] = field(default_factory=dict)
     value_N: Tensor | None = None
     masks_N: Tensor | None = None
+    reference_states: tuple[Tensor, Logits] | None = None
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,11 @@ class Policy(nn.Module):
                 with torch.no_grad(), self._as_reference() as backbone:
                     return _score(backbone, layout)[0]
             scores, hidden = _score(self._backbone, layout)
+            if any(d.reads_reference for d in (divergences or {}).values()):
+                scores.reference_states = self._reference_states(layout)
             for name, divergence in (divergences or {}).items():
                 with torch.set_grad_enabled(torch.is_grad_enabled() and divergence.gradient):
-                    scores.divergences[name] = self._divergence(divergence, layout, hidden)
+                    scores.divergences[name] = self._divergence(divergence, layout, hidden, scores.reference_states)
             if critic:
                 _check(
                     self.critic is not None, "The policy was built without a critic, and its estimates were asked for."
@@ -232,22 +237,39 @@ class Policy(nn.Module):
         made = [head(states) for head in self.masks]
         return torch.stack([made[0], made[-1]], -1)
 
-    def _divergence(self, divergence: Divergence, layout: Layout, hidden: Tensor) -> Tensor:
+    @torch.no_grad()
+    def reference_logp(self, layout: Layout, scores: Scores) -> Tensor | None:
+        """The reference's log-prob of each counted token, from the states that a divergence of `scores` has read if any
+        did; None for a scalar head."""
+        if scores.reference_states is None:
+            return self(layout, reference=True).logp_N
+        with self._products(), self._as_reference() as backbone:
+            return token_logp(scores.reference_states[0], backbone.head, layout.target_N)
+
+    def _divergence(
+        self, divergence: Divergence, layout: Layout, hidden: Tensor, reference: tuple[Tensor, Logits] | None
+    ) -> Tensor:
         """A function of the policy's full distributions and the reference's or the teachers', [N]."""
         own = self._backbone
+        others: list[tuple[Tensor, Logits]] = []
+        if divergence.reads_reference:
+            assert reference is not None
+            others = [reference]
+        elif divergence.reads_teachers:
+            with torch.no_grad():
+                others = [(t.states(layout, layout.predictor_N, layout.owner_N), t.head.logits) for t in self._teachers]
+        return evaluate(divergence, hidden, own.head.logits, others, vocabulary=own.vocabulary)
 
-        def reference_logits(states: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _reference_states(self, layout: Layout) -> tuple[Tensor, Logits]:
+        """What the reference's head reads at each counted token, [N, D], and its way from there to logits."""
+
+        def logits(states: Tensor) -> Tensor:
             with self._as_reference() as backbone:  # an adapter may sit on the head, too
                 return backbone.head.logits(states)
 
-        others: list[tuple[Tensor, Logits]] = []
-        with torch.no_grad():
-            if divergence.reads_reference:
-                with self._as_reference() as backbone:
-                    others = [(backbone.states(layout, layout.predictor_N, layout.owner_N), reference_logits)]
-            elif divergence.reads_teachers:
-                others = [(t.states(layout, layout.predictor_N, layout.owner_N), t.head.logits) for t in self._teachers]
-        return evaluate(divergence, hidden, own.head.logits, others, vocabulary=own.vocabulary)
+        with self._as_reference() as backbone:
+            return backbone.states(layout, layout.predictor_N, layout.owner_N), logits
 
     @property
     def head(self) -> Head:
@@ -266,17 +288,9 @@ class Policy(nn.Module):
         own = self._backbone
         _check(own.scalar is None, "KL needs token distributions; this policy has a scalar head.")
 
-        def reference_logits(hidden: Tensor) -> Tensor:
-            with self._as_reference() as backbone:  # an adapter may sit on the head, too
-                return backbone.head.logits(hidden)
-
         with self._products(), own.evaluating():
             hidden = own.states(layout, layout.predictor_N, layout.owner_N)
-            with self._as_reference() as backbone:
-                reference_hidden = backbone.states(layout, layout.predictor_N, layout.owner_N)
-            return kl_and_entropy(
-                hidden, own.head.logits, reference_hidden, reference_logits, vocabulary=own.vocabulary
-            )
+            return kl_and_entropy(hidden, own.head.logits, *self._reference_states(layout), vocabulary=own.vocabulary)
 
     @torch.no_grad()
     def prompt_states(self, layout: Layout) -> Tensor:

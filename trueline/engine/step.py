@@ -122,8 +122,7 @@ def score(
     if reference and all(r.reference_logp is not None for r in responses):
         reference_N = _flat([r.reference_logp for r in responses], own.logp_N, policy)
     elif reference:
-        with torch.no_grad():
-            reference_N = policy(layout, reference=True).logp_N
+        reference_N = policy.reference_logp(layout, own)
     scored = Scored(groups, layout.owner_N, layout.length_R, own.logp_N, reference_N, own.value_R)
     scored.divergences, scored.value_N, scored.masks_N = own.divergences, own.value_N, own.masks_N
     scored.value_K = own.value_K

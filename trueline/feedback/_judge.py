@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from trueline.encode import Limits, encode
-from trueline.engine.layout import Layout, micro_batches
+from trueline.encode import UNLIMITED, encode
+from trueline.engine.layout import Layout, laid_out
 from trueline.engine.policy import Policy
 from trueline.engine.precision import products
 from trueline.errors import TruelineError
 from trueline.feedback.contract import FeedbackContext
 from trueline.groups import Group
-from trueline.models import Loaded, load, vocabulary_hash
-
-UNLIMITED = 1 << 24  # tokens: a judge reads the whole text or refuses it, and never cuts it unsaid
+from trueline.models import load_frozen, vocabulary_hash
 
 
 @dataclass
@@ -49,11 +47,7 @@ class Judge:
         subject: what a reward model must say a number about (`trueline/subjects.py`).
         """
 
-        def frozen(place: str) -> Loaded:
-            loaded = load(place, head=head, for_training=False, offline=context.offline, subject=subject)
-            nn.Module.to(loaded.model, context.device)  # before the probe; a 4-bit model refuses its own `to`
-            return loaded
-
+        frozen = partial(load_frozen, device=context.device, head=head, offline=context.offline, subject=subject)
         loaded = frozen(path)
         policy = Policy(loaded.model, reference=frozen(reference).model if reference else "none", head=head)
         return cls(policy.requires_grad_(False).eval(), loaded.tokenizer, loaded.eos_ids, context)
@@ -70,7 +64,7 @@ class Judge:
 
     def encoded(self, groups: list[Group]) -> list[Group]:
         """Groups of text in the judge's tokens, in the same order; nothing is cut and nothing may be dropped."""
-        encoded, audit = encode(groups, self.tokenizer, Limits(UNLIMITED), eos_ids=self.eos_ids)
+        encoded, audit = encode(groups, self.tokenizer, UNLIMITED, eos_ids=self.eos_ids)
         if audit.dropped or len(encoded) != len(groups):
             raise TruelineError(
                 f"The judge's tokenizer cannot encode {len(groups) - len(encoded)} of {len(groups)} groups: {audit.dropped}."
@@ -110,5 +104,4 @@ class Judge:
 
     def layouts(self, encoded: list[Group]) -> Iterator[Layout]:
         """Micro-batches of groups in the judge's tokens, on its device."""
-        for cut in micro_batches(encoded, self.context.token_budget):
-            yield Layout.of([encoded[i] for i in cut]).to(self.policy.device)
+        return (layout for _, layout in laid_out(encoded, self.context.token_budget, self.policy.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trueline.measuring import pairs, sampled, texts
+from trueline.measuring import activations, pairs, sampled, texts
 from trueline.measuring.contract import Made, Request
 
 MAKERS: dict[str, Callable[[Request], Made]] = {
@@ -21,4 +21,6 @@ MAKERS: dict[str, Callable[[Request], Made]] = {
     "text_losses": texts.text_losses,
     "responses": texts.responses,
     "choices": texts.choices,
+    "activations": activations.activations,
+    "paired_activations": activations.paired_activations,
 }

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate as running
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
+from trueline.drawing import drawer
 from trueline.encode import Limits, encode
-from trueline.engine.layout import Layout, micro_batches
+from trueline.engine.layout import Layout, laid_out
 from trueline.engine.policy import Policy
-from trueline.engine.sampler import sample
 from trueline.errors import TruelineError
 from trueline.feedback.contract import FeedbackContext, judge_labels
-from trueline.groups import Group, Response
+from trueline.groups import Group
 from trueline.measuring.contract import Request
-from trueline.models import Loaded, load
+from trueline.models import Loaded, load_frozen
 from trueline.randomness import derive
 from trueline.readers import read
 from trueline.registry import load as load_method
@@ -41,11 +42,7 @@ class Scorer:
             raise TruelineError(f"{request.name} needs a model: --model FOLDER.")
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
-        def frozen(place: str) -> Loaded:
-            loaded = load(place, head=head, offline=request.offline, for_training=False)
-            nn.Module.to(loaded.model, device)
-            return loaded
-
+        frozen = partial(load_frozen, device=device, head=head, offline=request.offline)
         loaded = frozen(path)
         other = frozen(reference) if reference else None
         if other is not None and other.vocabulary_hash != loaded.vocabulary_hash:
@@ -81,8 +78,7 @@ class Scorer:
 
     def _tokens(self, groups: list[Group], reference: bool) -> list[list[float]]:
         rows: list[list[float]] = []
-        for cut in micro_batches(groups, self.request.token_budget):
-            layout = Layout.of([groups[i] for i in cut]).to(self.policy.device)
+        for _, layout in self._layouts(groups):
             rows += _split(self.policy(layout, reference=reference).logp_N, layout)
         return rows
 
@@ -90,8 +86,7 @@ class Scorer:
     def kl(self, groups: list[Group]) -> list[float]:
         """Exact KL to the reference summed over each response."""
         found: list[float] = []
-        for cut in micro_batches(groups, self.request.token_budget):
-            layout = Layout.of([groups[i] for i in cut]).to(self.policy.device)
+        for _, layout in self._layouts(groups):
             found += [sum(row) for row in _split(self.policy.kl(layout)[0], layout)]
         return found
 
@@ -99,34 +94,20 @@ class Scorer:
     def values(self, groups: list[Group]) -> list[list[float]]:
         """The scalar head's number for each response of each group."""
         flat: list[float] = []
-        for cut in micro_batches(groups, self.request.token_budget):
-            value_R = self.policy(Layout.of([groups[i] for i in cut]).to(self.policy.device)).value_R
-            flat += value_R.tolist()
+        for _, layout in self._layouts(groups):
+            flat += self.policy(layout).value_R.tolist()
         return _by_group(groups, flat)
+
+    def _layouts(self, groups: list[Group]) -> Iterator[tuple[list[int], Layout]]:
+        return laid_out(groups, self.request.token_budget, self.policy.device)
 
     def drawn(self, groups: list[Group], samples: int, stream: str) -> list[Group]:
         """The same prompts with fresh responses."""
         request = self.request
-        room = request.max_new_tokens or request.max_length // 2
-        prompts = [list(g.prompt_ids or ()) for g in groups]
-        drawn = sample(
-            self.policy,
-            prompts,
-            samples,
-            max_new_tokens=[max(1, min(room, request.max_length - len(p))) for p in prompts],
-            temperature=request.temperature,
-            eos_ids=self.loaded.eos_ids,
-            seed=derive(request.seed, "measure", stream),
-        )
-        return [
-            replace(group, responses=[self._response(s.ids, s.finish, group) for s in rows], extras=dict(group.extras))
-            for group, rows in zip(groups, drawn, strict=True)
-        ]
-
-    def _response(self, ids: list[int], finish: str, group: Group) -> Response:
-        text = self.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-        messages = None if isinstance(group.prompt, str) else [{"role": "assistant", "content": text}]
-        return Response(text, messages, ids, [True] * len(ids), source="policy", finish=finish)
+        longest = request.max_new_tokens and min(request.max_new_tokens, request.max_length - 1)
+        limits = Limits(request.max_length, max_response_length=longest)
+        draw = drawer(self.policy, self.loaded, limits)
+        return draw(groups, samples, derive(request.seed, "measure", stream), temperature=request.temperature)
 
 
 def _split(values_N: torch.Tensor | None, layout: Layout) -> list[list[float]]:

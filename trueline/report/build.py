@@ -23,6 +23,7 @@ from trueline.alarm_rules import RULES
 from trueline.report import figures, numbers, panels, samples, svg, trust
 from trueline.report.outcome import Verdict, verdict
 from trueline.report.record import Record, load
+from trueline.wholefile import write_whole
 
 SHOWN_RUNS = 8  # more are folded
 PHASE_NAMES = {"sample": "sampling", "feedback": "feedback", "score": "scoring", "train": "training"}
@@ -36,11 +37,7 @@ def report(run_folder: str | os.PathLike[str]) -> Path:
 
 def write(html: str, target: Path) -> Path:
     """Put the page in place at once: a reader never sees half of one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8", errors="replace")
-    os.replace(temporary, target)
-    return target
+    return write_whole(target, html, errors="replace")
 
 
 @dataclass

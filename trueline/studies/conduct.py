@@ -21,6 +21,7 @@ from trueline.errors import TruelineError
 from trueline.jobs import Failure, Job, run_jobs
 from trueline.lab.prepare import locate
 from trueline.lab.world import Size
+from trueline.wholefile import write_json
 
 FIXED = "Settings: `trueline/studies/settings.py`, committed before the reported seeds were run."
 SMOKE_TEST = "**--quick: a smoke test in a tiny world with a few steps. These numbers mean nothing.**\n"
@@ -60,7 +61,7 @@ def refuse_other_settings(root: Path, settings: dict[str, Any]) -> None:
     now = json.loads(json.dumps({k: v for k, v in settings.items() if k != "seeds"}))
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != now:
         raise TruelineError(f"'{root}' holds a study with other settings. Give another --output, or delete it.")
-    file.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    write_json(file, now)
 
 
 def lab_job(root: Path, seed: int, size: Size) -> Job:
@@ -87,22 +88,6 @@ def train(options: dict[str, Any], target: str) -> None:
     if run.status != "finished":
         raise TruelineError(f"The run {place} was {run.status}; start the study again.")
     os.replace(beside, place)
-
-
-def write_lines(target: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A JSON-lines file, whole once it exists."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{os.getpid()}-{target.name}")
-    beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(beside, target)
-
-
-def write_json(target: Path, content: dict[str, Any]) -> None:
-    """A JSON file, whole once it exists. Jobs run in any order, so whoever is first makes the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{os.getpid()}-{target.name}")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, target)
 
 
 def measured_on(machine: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from trueline.studies.findings import Claim
 from trueline.studies.inference_aware import BONBON, METRICS, best_of_n_bound, closed_forms, curve, tabular
 from trueline.studies.rows import Row, read_rows
 from trueline.studies.settings import InferenceSettings
+from trueline.wholefile import write_json
 
 TITLES = {"win": "one sample", "best": "best of {n}", "worst": "worst of {n}"}
 SUITS = {"win": "identity", "best": "bon", "worst": "won"}  # the transform that theory names for each metric
@@ -49,7 +50,7 @@ def write(root: Path, settings: InferenceSettings, failures: Sequence[Failure], 
         "claims": [f.to_json() for f in found],
         "failures": [vars(f) for f in failures],
     }
-    conduct.write_json(root / "inference_aware.json", content)
+    write_json(root / "inference_aware.json", content)
     _draw(rows, settings, root)
     parts = _part_a(settings, forms, exact, bounds, machine, quick=quick)
     parts += _part_b(settings, matched, found)

@@ -20,7 +20,7 @@ from trueline.jobs import WORKERS, Job
 from trueline.lab.prepare import MAX_LENGTH, LabArtefacts, locate, training_options
 from trueline.lab.world import MAX_REPLY
 from trueline.studies import rows as row_files
-from trueline.studies.conduct import conduct, lab_job, write_lines
+from trueline.studies.conduct import conduct, lab_job
 from trueline.studies.settings import (
     LEFT_OUT,
     MANY_SAMPLES,
@@ -34,6 +34,7 @@ from trueline.studies.settings import (
     TEACHERS,
     MethodsSettings,
 )
+from trueline.wholefile import write_lines
 
 STRENGTH = ("beta", "tau", "margin", "weight", "clip")  # the option that a sweep moves: the first one a method has
 

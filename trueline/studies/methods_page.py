@@ -24,6 +24,7 @@ from trueline.studies.conduct import SMOKE_TEST, measured_on, pyplot, save_figur
 from trueline.studies.rows import Row, read_rows
 from trueline.studies.settings import LEFT_OUT, MethodsSettings
 from trueline.studies.verdict import Verdict, judge_claims, over_seeds
+from trueline.wholefile import write_json
 
 COLUMNS = (
     ("kl", "KL, nats", 1.0),
@@ -72,7 +73,7 @@ def write(root: Path, settings: MethodsSettings, failures: Sequence[Failure], *,
         "robustness": spread,
         "failures": [vars(f) for f in failures],
     }
-    (root / "methods.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(root / "methods.json", found)
     draw(lines, spread, root)
     page = root / "methods.md"
     page.write_text(markdown(lines, verdicts, spread, failures, settings, machine, quick=quick), encoding="utf-8")

@@ -17,9 +17,9 @@ from trueline.engine import journal
 from trueline.errors import TruelineError
 from trueline.groups import Group
 from trueline.randomness import derive
-from trueline.studies.conduct import write_json, write_lines
 from trueline.studies.online_offline_subject import Subject, judged_by, ordered
 from trueline.studies.settings import OnlineOfflineSettings
+from trueline.wholefile import write_json, write_lines
 
 PAIRS = ("start against mid", "mid against late", "late against late")
 

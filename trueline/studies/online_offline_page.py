@@ -36,6 +36,7 @@ from trueline.studies.online_offline_findings import (
 from trueline.studies.online_offline_subject import Own
 from trueline.studies.rows import read_rows
 from trueline.studies.settings import OnlineOfflineSettings
+from trueline.wholefile import write_json
 
 COLOURS = {ONLINE: "#D55E00", GOLD: "#009E73", OFFLINE: "#0072B2", "proxy": "#000000"}
 PROXY_ONLINE, GOLD_ONLINE, POOLED = "online, judged by the proxy", "online, judged by gold", "offline, pooled"
@@ -72,7 +73,7 @@ def write(
         "classification": dict(runs.classified),
         "failures": [vars(f) for f in failures],
     }
-    conduct.write_json(root / "online_offline.json", content)
+    write_json(root / "online_offline.json", content)
     drawn = draw(runs, sums, root)
     page = root / "online_offline.md"
     parts = _opening(runs, machine, own=own, quick=quick) + _summary(runs, sums, found)

@@ -21,8 +21,9 @@ from trueline.jobs import Job
 from trueline.lab.prepare import MAX_LENGTH, locate, training_options
 from trueline.lab.world import MAX_REPLY, Size
 from trueline.randomness import derive
-from trueline.studies.conduct import lab_job, train, write_lines
+from trueline.studies.conduct import lab_job, train
 from trueline.studies.settings import OnlineOfflineSettings, Scale
+from trueline.wholefile import write_lines
 
 
 @dataclass(frozen=True)

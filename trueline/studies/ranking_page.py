@@ -19,6 +19,7 @@ from trueline.studies.ranking import METHODS
 from trueline.studies.rows import Row, read_rows
 from trueline.studies.settings import RankingSettings
 from trueline.studies.verdict import student
+from trueline.wholefile import write_json
 
 SIDES = ("chosen_P", "rejected_P")
 REFERENCE = ("reference_chosen_P", "reference_rejected_P")
@@ -42,7 +43,7 @@ def write(root: Path, settings: RankingSettings, failures: Sequence[Failure], *,
         "claims": [f.to_json() for f in found],
         "failures": [vars(f) for f in failures],
     }
-    conduct.write_json(root / "ranking.json", content)
+    write_json(root / "ranking.json", content)
     _draw(rows, flips, numbers, root)
     page = root / "ranking.md"
     s = settings

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 
 from trueline.engine import journal
 from trueline.errors import TruelineError
+from trueline.wholefile import write_json
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ def execute(
         row["wins"] = np.round(path.wins_CP, 6).tolist()
     if measure is not None:
         row["extra"] = measure(folder)
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
-    beside.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    os.replace(beside, file)
+    write_json(file, row, indent=None)
     if not keep:
         shutil.rmtree(folder)
 
