@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.publish_study import publish
 from trueline.errors import TruelineError
 from trueline.groups import Group, Response
 from trueline.studies import inference_aware as infer
 from trueline.studies import online_offline as study
 from trueline.studies import online_offline_page, ranking
-from trueline.studies.conduct import refuse_other_settings
+from trueline.studies.conduct import SMOKE_TEST, refuse_other_settings
 from trueline.studies.findings import Claim, find
 from trueline.studies.inference_aware_page import at_matched_kl as inference_matched
 from trueline.studies.inference_aware_page import claims as inference_claims
@@ -463,3 +464,23 @@ def test_a_study_of_a_users_model_relabels_tunes_and_compares(tmp_path, monkeypa
     assert "2 of 2 seeds gave the online run bit for bit" in text and "no model of another size" in text
     kept = [json.loads(line) for line in Path("out/data/pairs.jsonl").read_text().splitlines()]
     assert 40 < len(kept) < 60 and kept[0]["chosen"] == "it is blue . that is all ."  # gold turned them round
+
+
+# ---- publishing ------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_study_keeps_its_figures_and_a_smoke_test_is_refused(tmp_path):
+    folder = tmp_path / "study"
+    write_json(folder / "ranking.json", {"seeds": 5})
+    (folder / "ranking.svg").write_text("<svg/>")
+    page = folder / "ranking.md"
+    page.write_text("# Ranking\n\n![Accuracy](ranking.svg)\n")
+    made = publish(folder, tmp_path / "root")
+    assert "](study_ranking/ranking.svg)" in made.read_text()
+    assert (made.parent / "study_ranking" / "ranking.svg").read_text() == "<svg/>"
+    assert json.loads((tmp_path / "root/benchmarks/study_ranking.json").read_text()) == {"seeds": 5}
+    page.write_text(f"# Ranking\n\n{SMOKE_TEST}")
+    with pytest.raises(TruelineError, match="--quick"):
+        publish(folder, tmp_path / "root")
+    with pytest.raises(TruelineError, match="no page"):
+        publish(tmp_path, tmp_path / "root")
