@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from scripts.publish_study import publish
+from trueline import catalogue
 from trueline.errors import TruelineError
 from trueline.groups import Group, Response
 from trueline.studies import inference_aware as infer
+from trueline.studies import methods_page, online_offline_page, ranking
 from trueline.studies import online_offline as study
-from trueline.studies import online_offline_page, ranking
 from trueline.studies.conduct import SMOKE_TEST, refuse_other_settings
 from trueline.studies.findings import Claim, find
 from trueline.studies.inference_aware_page import at_matched_kl as inference_matched
@@ -39,6 +40,7 @@ from trueline.studies.ranking_page import flip_curve, of_row
 from trueline.studies.rows import Row
 from trueline.studies.settings import (
     INFERENCE,
+    LEFT_OUT,
     ONLINE_OFFLINE,
     ONLINE_OFFLINE_OWN,
     ONLINE_OFFLINE_QUICK,
@@ -484,3 +486,8 @@ def test_a_published_study_keeps_its_figures_and_a_smoke_test_is_refused(tmp_pat
         publish(folder, tmp_path / "root")
     with pytest.raises(TruelineError, match="no page"):
         publish(tmp_path, tmp_path / "root")
+
+
+def test_every_objective_of_the_methods_study_has_a_colour():
+    drawn = [e for e in catalogue.entries("objectives") if e.name not in LEFT_OUT]
+    assert {e.needs for e in drawn} <= set(methods_page.FAMILY)
