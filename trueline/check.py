@@ -23,6 +23,8 @@ class FileReport:
     """One table. lengths are tokens with a model, else characters; responses: how many groups have how many.
 
     steps: of stepwise data: labelled steps, good ones, and responses with a bad step; empty for other data.
+    described: agreement, label noise, length and position bias, dimensions, near-duplicates, languages, as far as the
+    data tell (`trueline/curating/describing.py`).
     """
 
     path: str
@@ -38,6 +40,7 @@ class FileReport:
     also_fits: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
+    described: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -116,6 +119,8 @@ def check(
 
 
 def _report(table: Loaded, groups: list[Group], audit: Audit, lengths: dict[str, dict[str, float]]) -> FileReport:
+    from trueline.curating.describing import describe
+
     responses: dict[int, int] = {}
     for group in groups:
         responses[len(group.responses)] = responses.get(len(group.responses), 0) + 1
@@ -133,6 +138,7 @@ def _report(table: Loaded, groups: list[Group], audit: Audit, lengths: dict[str,
         also_fits=table.also_fits,
         unread=table.unread,
         steps=_steps(groups),
+        described=describe(table.groups, audit.dropped.get("duplicate row", 0)),
     )
 
 
@@ -219,6 +225,10 @@ def _render_file(file: FileReport, unit: str, console: Any) -> None:
         )
     if file.unread:
         console.print(f"  kept for rules and templates, not read by this format: {escape(', '.join(file.unread))}")
+    from trueline.curating.describing import lines
+
+    for line in lines(file.described):
+        console.print(f"  {escape(line)}", highlight=False)
     for word, style, counts in (("dropped", "red", file.audit.dropped), ("noted", "yellow", file.audit.noted)):
         for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
             console.print(f"  [{style}]{word} {count}[/{style}]: {escape(reason)}")

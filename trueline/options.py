@@ -338,7 +338,8 @@ def _why_homeless(setting: Setting, prefix: str, name: str, methods: dict[str, c
         if prefix not in methods:
             return f"{setting}: {prefix} is not chosen. {_chosen(family, methods)}"
         return f"{setting}: {prefix} has no option '{name}'. {_nearest_option(name, entry)}"
-    owners = [e for e in catalogue.entries() if any(o.name == name for o in e.options) and prefix in ("", e.family)]
+    alike = [e for e in catalogue.entries() if any(o.name == name for o in e.options) and prefix in ("", e.family)]
+    owners = [e for e in alike if e.family in FAMILIES] or alike  # methods of other commands only where no run has it
     if owners:
         of = _list(f"{e.family}.{e.name}" for e in owners[:3])
         of += f" and {len(owners) - 3} others (trueline methods lists them)" if len(owners) > 3 else ""

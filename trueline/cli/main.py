@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trueline import __version__
-from trueline.cli import align, data, lab, measure, methods, models, runs, study
+from trueline.cli import align, curate, data, lab, measure, methods, models, rows, runs, serve, study
 from trueline.errors import TruelineError
 
 app = typer.Typer(
@@ -52,12 +52,16 @@ app.command(
 app.command("check")(data.check)
 app.command("compare")(runs.compare)
 app.command("measure", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(measure.measure)
+app.command("curate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(curate.curate)
+app.command("sample")(rows.sample)
+app.command("score")(rows.score)
 app.command("report")(runs.report)
 app.command("methods")(methods.methods)
 app.command("new-model")(models.new_model)
 app.command("merge")(models.merge)
 app.command("chat")(models.chat)
 app.command("env")(models.env)
+app.command("serve")(serve.serve)
 app.command("demo")(lab.demo)
 app.add_typer(study.study, name="study")
 
