@@ -56,8 +56,8 @@ lint: $(STAMP)  ## style, formatting, types
 mutants: $(STAMP)  ## plant every committed error; a named test must catch each. AREA=engine selects
 	$(BIN)/python tests/run_mutants.py $(AREA)
 
-bench: $(STAMP)  ## speed and peak memory beside TRL
-	$(BIN)/python benchmarks/dpo.py
+bench: $(STAMP)  ## speed, memory and scale beside TRL and transformers, under 30 minutes. ROW="NAME ..." selects
+	$(BIN)/python -m benchmarks $(ROW)
 
 docs: $(STAMP)  ## the documentation as static pages in site/
 	$(BIN)/python -m scripts.status

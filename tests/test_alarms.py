@@ -36,6 +36,16 @@ def healthy_step(step, noise):
         "kl/truncation": 0.0,
         "tokens": 1200,
         **({"moved": 0.97} if step % 50 == 3 else {}),
+        **({} if step % 10 else inside(random.Random(step))),
+    }
+
+
+def inside(noise):
+    """What is seen every tenth step in a healthy model: sign diversity of its layers, entropy."""
+    return {
+        "spectral/diversity/0.mlp": 0.8 + 0.1 * noise.random(),
+        "spectral/mean/0.mlp": 0.05 * noise.random(),
+        "entropy/tokens": 2 + 0.1 * noise.gauss(0, 1),
     }
 
 
@@ -175,6 +185,20 @@ def corrected(step, m):
     m["kl/truncation"], m["importance/mean"] = 0.1, 0.9
 
 
+def one_sided(step, m):
+    if step > 100 and "spectral/diversity/0.mlp" in m:
+        m["spectral/diversity/0.mlp"], m["spectral/mean/0.mlp"] = 0.0, 0.6
+
+
+def growing(step, m):
+    m["grad_norm"] *= 1.2 ** max(0, step - 50)
+
+
+def settling(step, m):
+    if step > 50 and "entropy/tokens" in m:
+        m["entropy/tokens"] *= 0.3
+
+
 # name of the alarm, what is planted into steps and readings, the step by which it must have fired
 PLANTED = [
     ("displacement", displaced, None, 110),
@@ -196,6 +220,9 @@ PLANTED = [
     ("identical_samples", identical, None, 12),
     ("nothing_to_learn", nothing_left, None, 30),
     ("truncated_draws", truncated, None, 1),
+    ("spectral_collapse", one_sided, None, 130),
+    ("gradient_growth", growing, None, 65),
+    ("token_entropy", settling, None, 90),
 ]
 
 
@@ -206,6 +233,14 @@ def test_each_alarm_fires_on_what_it_is_for_in_time_once_and_alone(name, steps, 
     assert [a.name for a in raised] == [name]
     assert raised[0].step <= latest
     assert len(raised[0].message) > 100
+
+
+def test_a_single_large_norm_is_no_growth():
+    alarms = Alarms()
+    for step in range(1, 80):
+        assert alarms.on_step(step, {"grad_norm": 50.0 if step in (30, 33, 60) else 1.0}) == []
+    raised = [a for step in range(80, 84) for a in alarms.on_step(step, {"grad_norm": 50.0})]
+    assert [(a.name, a.step) for a in raised] == [("gradient_growth", 82)]
 
 
 def test_every_rule_has_a_planted_history():
@@ -284,7 +319,7 @@ def test_only_rules_whose_numbers_appear_are_said_to_watch():
     alarms = Alarms()
     assert alarms.watched == {}
     alarms.on_step(1, {"loss": 1.0, "grad_norm": 1.0})
-    assert list(alarms.watched) == ["non_finite"]
+    assert list(alarms.watched) == ["non_finite", "gradient_growth"]
 
 
 @pytest.mark.parametrize(("name", "steps", "evals", "latest"), PLANTED)

@@ -256,7 +256,7 @@ def test_columns_that_fit_two_types_are_said_so(tmp_path):
 
 def test_every_format_is_found_by_its_own_columns_alone():
     names = [f.name for f in formats()]
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 19
 
 
 def test_tools_and_template_options_of_a_row_are_read_from_json_text(tmp_path):

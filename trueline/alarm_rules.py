@@ -8,6 +8,7 @@ needs have appeared. A new rule is a class here and an entry in `RULES`.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -26,6 +27,12 @@ class Thresholds:
     identical_samples: float = 0.5  # share of groups whose samples are all the same, mean of three steps
     truncation: float = 1e-5  # nats a token by which the law of the draw may differ from the policy
     reference_tolerance: float = 1e-4  # nats a token by which the reference may differ from the start
+    spectral_diversity: float = 0.02  # sign diversity that counts as collapsed, on two looks in a row
+    spectral_baseline: float = (
+        0.2  # median diversity of a layer's first five looks, without which its own is no collapse
+    )
+    spectral_rise: float = 2.0  # of |mean spectral alignment| over its median of those looks
+    gradient_factor: float = 4.0  # gradient norm against the median of the latest window, in three of five steps
 
 
 @dataclass(frozen=True)
@@ -476,6 +483,91 @@ class TruncatedDraws(Rule):
         )
 
 
+class SpectralCollapse(Rule):
+    """Each layer against its own first looks: some layers have little diversity from the start and stay healthy."""
+
+    name = "spectral_collapse"
+    looks_at = "inputs of a layer gathering on one side of its largest singular direction"
+
+    BASELINE = 5
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> str | None:
+        layers = [n.removeprefix("spectral/diversity/") for n in metrics if n.startswith("spectral/diversity/")]
+        found = None
+        for layer in layers:
+            self.seen = True
+            diversity, mean = (
+                _number(metrics, f"spectral/diversity/{layer}"),
+                _number(metrics, f"spectral/mean/{layer}"),
+            )
+            if diversity is None or mean is None:
+                continue
+            held = self.memory.setdefault(layer, {"diversity": [], "mean": [], "low": 0})
+            if len(held["diversity"]) < self.BASELINE:
+                held["diversity"].append(diversity)
+                held["mean"].append(mean)
+                continue
+            before = statistics.median(held["diversity"])
+            low = diversity < self.limits.spectral_diversity and before >= self.limits.spectral_baseline
+            risen = mean > self.limits.spectral_rise * statistics.median(held["mean"])
+            held["low"] = held["low"] + 1 if low and risen else 0
+            if held["low"] >= 2 and found is None:
+                found = (
+                    f"Nearly all inputs of layer {layer} now lie on one side of its largest singular direction (sign "
+                    f"diversity {diversity:.3f}, {before:.2f} at the start): that weight grows with every step, and a loss "
+                    "explosion often follows. Lower the learning rate and go on from an earlier checkpoint; look at the "
+                    "gradient norm and the loss of the next steps."
+                )
+        return found
+
+
+class GradientGrowth(Rule):
+    name = "gradient_growth"
+    looks_at = "gradient norm against its latest window"
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> str | None:
+        norm = _number(metrics, "grad_norm")
+        if norm is None or not math.isfinite(norm) or norm == 0.0:
+            return None
+        self.seen = True
+        before = self.latest("norms", None, self.limits.window)
+        usual = statistics.median(before) if len(before) >= self.limits.window else math.inf
+        high = self.latest("high", float(norm > self.limits.gradient_factor * usual), 5)
+        self.latest("norms", norm, self.limits.window)
+        if sum(high) < 3:
+            return None
+        return (
+            f"In three of the last five steps the gradient norm was more than {self.limits.gradient_factor:g} times its usual "
+            f"{usual:.3g} (now {norm:.3g}): the run is about to leave the region it was learning in. Clipping bounds the "
+            "step, not its direction. Lower the learning rate, and look at the batches of these steps."
+        )
+
+
+class TokenEntropy(Rule):
+    """Only where training starts at a reference: text learnt from scratch loses most of its entropy and should."""
+
+    name = "token_entropy"
+    looks_at = "entropy of the predictions on the batches of training"
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> str | None:
+        entropy = _number(metrics, "entropy/tokens")
+        compares = "log_ratio/chosen" in metrics or "reward/mean" in metrics
+        if entropy is None or not math.isfinite(entropy) or not (self.facts.starts_at_reference and compares):
+            return None
+        self.seen = True
+        start: list[float] = self.memory.setdefault("start", [])
+        if len(start) < 3:
+            start.append(entropy)
+            return None
+        usual, latest = statistics.median(start), self.latest("latest", entropy, 3)
+        if len(latest) < 3 or max(latest) >= self.limits.entropy_share * usual:
+            return None
+        return (
+            f"On the batches of training the policy's entropy fell from {usual:.3f} to {latest[-1]:.3f} nats a token: it "
+            "settles on few continuations. Lower the learning rate, raise beta, or take an earlier checkpoint."
+        )
+
+
 RULES: tuple[type[Rule], ...] = (
     Displacement,
     KlBudget,
@@ -491,6 +583,9 @@ RULES: tuple[type[Rule], ...] = (
     IdenticalSamples,
     NothingToLearn,
     TruncatedDraws,
+    SpectralCollapse,
+    GradientGrowth,
+    TokenEntropy,
 )
 
 

@@ -7,9 +7,11 @@ are compared, one optimiser step follows, and everything is written down. Offlin
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from trueline.assemble import Parts, assemble
 from trueline.config import AlignConfig
 from trueline.engine import checkpoint, comparison
 from trueline.engine.optimiser import Optimiser, Update
+from trueline.engine.parallel import joined, world
 from trueline.engine.precision import products
+from trueline.engine.sharding import assembled, like, shard, whole_on_first
 from trueline.engine.step import (
     StepResult,
     WeightedObjective,
@@ -31,7 +35,9 @@ from trueline.engine.step import (
 )
 from trueline.errors import TruelineError
 from trueline.evaluate import Evaluator
+from trueline.following import fingerprint, open_folder, refuse_shard
 from trueline.groups import Group
+from trueline.launch import Launch, read_launch
 from trueline.measure.contract import SMALLER_IS_BETTER
 from trueline.models import save
 from trueline.options import resolve
@@ -42,14 +48,15 @@ from trueline.sources.contract import restore_source, source_state
 
 
 def align(**options: Any) -> Run:
-    """Run one alignment. Keywords are the options of `trueline align --help`, method options included.
+    """Run one alignment, together with the other processes where a launcher started several. Keywords are the options of `trueline align --help`, method options included.
 
     Returns the run with its metrics, readings, model and tokenizer; status is "finished", or "interrupted" after
     SIGTERM or SIGINT (resume=True goes on from there). Raises TruelineError for anything the user can mend.
     """
     config = resolve(options)
-    with _forked_randomness(config.seed):
-        return _Alignment(config).run()
+    launch = read_launch(os.environ, shard=config.shard)
+    with joined(launch), _forked_randomness(config.seed):
+        return _Alignment(config, launch).run()
 
 
 @dataclass
@@ -71,16 +78,22 @@ class Progress:
 class _Alignment:
     """One run: the parts, where it stands, and the loop."""
 
-    def __init__(self, config: AlignConfig):
+    def __init__(self, config: AlignConfig, launch: Launch | None = None):
         self.config = config
         self.watch = Stopwatch()
-        if not config.dry_run:
+        if world().first and not config.dry_run:
             RunFolder.check_free(config)  # before anything is loaded
         self.parts: Parts = assemble(config)
         self.policy = self.parts.policy
         if config.dry_run:
             return
-        self.folder = RunFolder.open(config)
+        if launch is not None and launch.shard:
+            refuse_shard(self.parts)
+        self.folder = open_folder(config)
+        uses_cache = config.reference_cache and self.parts.uses_reference
+        self.reference_key = recording.reference_key(self.parts) if uses_cache else None
+        if launch is not None and launch.shard:
+            shard(self.policy, launch)
         decay = next((float(o.options["mask_decay"]) for o in self.parts.objectives if o.masks), 0.0)
         trained = self.policy.trained_parameters()
         self.optimiser = Optimiser(trained, config, self.parts.steps, mask_decay=decay)
@@ -137,9 +150,10 @@ class _Alignment:
                 if self.config.eval_steps and (last or self.progress.step % self.config.eval_steps == 0):
                     self._evaluate(recorder, step=self.progress.step)
                 due = self.config.save_steps and self.progress.step % self.config.save_steps == 0
-                if last or stop or due or self._stops_early():
+                asked = world().any(bool(stop))
+                if last or asked or due or self._stops_early():
                     self._checkpoint()
-                if stop:
+                if asked:
                     return "interrupted"
         return "finished"
 
@@ -151,7 +165,10 @@ class _Alignment:
 
         A batch of ties only gives no gradient and no update.
         """
-        torch.manual_seed(derive(self.config.seed, "dropout", step))
+        rank = (world().rank,) if world().rank else ()  # two ranks must not drop the same entries
+        torch.manual_seed(derive(self.config.seed, "dropout", step, *rank))
+        if world().size > 1:
+            world().same("batches", fingerprint(plan))
         if not plan.items:
             return StepResult(), self.optimiser.skip(step)
         config, objectives = self.config, self.parts.objectives
@@ -221,10 +238,15 @@ class _Alignment:
     def _checkpoint(self) -> None:
         """Weights, optimiser and progress in one atomic folder; older ones are pruned, never the best."""
         step = self.progress.step
+        weights = {n: p.detach() for n, p in self.optimiser.named.items()}
+        if world().size > 1 and not world().sharded:
+            world().same("weights", {n: float(p.double().sum()) for n, p in weights.items()})
         tensors = {
-            "model": {n: p.detach() for n, p in self.optimiser.named.items()},
-            "optimizer": checkpoint.flatten_optimizer(self.optimiser.adamw, self.optimiser.named),
+            "model": whole_on_first(weights),
+            "optimizer": whole_on_first(checkpoint.flatten_optimizer(self.optimiser.adamw, self.optimiser.named)),
         }
+        if not world().first:
+            return
         if self._moving():
             tensors["reference"] = self.policy.own_reference()
         state = {
@@ -247,11 +269,16 @@ class _Alignment:
             self._fill_reference_cache()
             return
         self.folder.check_same(self.config)
-        newest = checkpoint.newest(self.folder.checkpoints)
-        if newest is not None and checkpoint.steps(self.folder.checkpoints) != [0]:  # at step 0 nothing is done yet
+        newest = world().from_first(self._newest)
+        if newest is not None:
             self._restore(newest)
         self.folder.truncate_after(self.progress.step or -1)
         self._fill_reference_cache()
+
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from; one at step 0 holds nothing that is done yet."""
+        newest = checkpoint.newest(self.folder.checkpoints)
+        return None if checkpoint.steps(self.folder.checkpoints) == [0] else newest
 
     def _restore(self, folder: Any) -> None:
         tensors, state = checkpoint.load(folder)
@@ -261,7 +288,9 @@ class _Alignment:
                 f"The {' and the '.join(changed)} changed since '{folder}' was written. Give --accept-changes if you mean it."
             )
         self._load_weights(tensors["model"])
-        checkpoint.restore_optimizer(self.optimiser.adamw, self.optimiser.named, tensors["optimizer"])
+        named = self.optimiser.named
+        state_of = {key: like(named.get(key.rpartition("/")[0]), value) for key, value in tensors["optimizer"].items()}
+        checkpoint.restore_optimizer(self.optimiser.adamw, named, state_of)
         for objective in self.parts.objectives:
             objective.state.update(state["objectives"].get(objective.method.name, {}))
         for name, parameter in self.policy.own_reference().items() if self._moving() else ():
@@ -273,25 +302,30 @@ class _Alignment:
     def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.optimiser.named.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(like(parameter, weights[name]))
 
     def _fill_reference_cache(self) -> None:
-        if self.config.reference_cache and self.parts.uses_reference:
-            recording.fill_reference_cache(self.parts)
+        if self.reference_key is not None:
+            recording.fill_reference_cache(self.parts, self.reference_key)
 
     def _finish(self, status: str) -> Run:
         """The best (or last) weights as a Hugging Face folder, a model card, the report."""
         kept = self.progress.kept_step(status)
+        final = world().from_first(lambda: recording.final_readings(self.folder, kept))
         if kept != self.progress.step:
             tensors, _ = checkpoint.load(self.folder.checkpoints / f"step-{kept}")
             self._load_weights(tensors["model"])
-        final = recording.final_readings(self.folder, kept)
+        with assembled(self.policy):
+            world().from_first(lambda: self._write_model(final))
+        model = None if world().sharded else self.policy.model
+        return Run(self.folder.root, self.config, status, final, model, self.parts.tokenizer)
+
+    def _write_model(self, final: dict[str, Any]) -> None:
         card = recording.model_card(self.parts, self.folder, final)
         save(self.policy.model, self.parts.tokenizer, self.folder.root, card=card, eos_ids=self.parts.loaded.eos_ids)
         from trueline.report.build import report
 
         report(self.folder.root)
-        return Run(self.folder.root, self.config, status, final, self.policy.model, self.parts.tokenizer)
 
 
 @contextmanager

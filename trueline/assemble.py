@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -21,18 +23,21 @@ from trueline.config import AlignConfig
 from trueline.drawing import drawer
 from trueline.encode import encode, length_summary, limits_of, overlap, split_by_prompt
 from trueline.engine.comparison import output_head
+from trueline.engine.parallel import world
 from trueline.engine.policy import Policy, frozen_copy, starting_reference
 from trueline.engine.step import WeightedObjective
 from trueline.errors import TruelineError
 from trueline.feedback._preferences import Table, mixed_preferences
 from trueline.feedback._specification import every, weights
 from trueline.feedback.contract import Feedback, FeedbackContext, Progress, judge_labels
+from trueline.following import Together, together
+from trueline.groupfile import chunks, like
 from trueline.groups import Audit, Group
 from trueline.judgments import put_judgments
 from trueline.matching import match_prompts
 from trueline.models import Loaded, load, load_frozen, vocabulary_hash
 from trueline.pairing import JUDGMENTS, Plan, Rules, plan
-from trueline.readers import read
+from trueline.readers import read, read_on_disk, streams
 from trueline.registry import load as load_method
 from trueline.resampling import redraw_flat
 from trueline.sources.contract import Source, SourceContext
@@ -40,6 +45,8 @@ from trueline.subjects import prepared
 from trueline.teachers import Teacher, fill_teachers
 from trueline.toolkit import Toolkit
 from trueline.vocabulary import embedding_rows
+
+ON_DISK_BYTES = 64 * 2**20  # of data files: beyond this their groups (some 40 times as much memory) are kept on disk
 
 
 @dataclass
@@ -87,7 +94,8 @@ class Parts:
     def judge_fresh(self, groups: list[Group]) -> None:
         """Reward the freshly sampled groups among these, and let teachers score them."""
         if self.teachers:
-            fill_teachers([g for g in groups if any(r.teacher_logp is None for r in g.responses)], self.teachers)
+            unscored = [g for g in groups if any(r.teacher_logp is None for r in g.responses)]
+            together(lambda own: fill_teachers(own, self.teachers), unscored, split=not self.config.reference_cache)
         fresh = [g for g in groups if any(r.source != "data" and r.reward is None for r in g.responses)]
         if fresh and self.own_judges:
             add_rewards(fresh, self.own_judges, judge_weights(self.config))
@@ -126,7 +134,7 @@ def assemble(config: AlignConfig) -> Parts:
     ]
     head = objectives[0].declares("head")  # one head for all: options.py refuses mixtures and illegal cells
     samples = bool(load_method("sources", config.source).declared["samples"])
-    raw = _read(config)  # before the model: bad data should show at once
+    raw = _read(config, objectives)  # before the model: bad data should show at once
     loaded = load(
         config.model,
         head=head,
@@ -163,7 +171,7 @@ def assemble(config: AlignConfig) -> Parts:
     parts.feedback_progress = context.progress
     _refuse_unusable(parts, samples)
     teachers = _text_teachers(config, loaded, str(policy.device), objectives)
-    fill_teachers(train + held_out, teachers)
+    together(lambda own: fill_teachers(own, teachers), train + held_out, split=not config.reference_cache)
     parts.teachers = teachers if samples else []  # nothing else will need them
     if any(o.declares("update") for o in objectives):
         output_head(policy)  # refuses one that is not trained
@@ -172,6 +180,7 @@ def assemble(config: AlignConfig) -> Parts:
     if any(o.declares("prompt_odds") and o.reads("prompt_odds") for o in objectives):
         match_prompts(policy, train, held_out, parts.rules, token_budget=config.token_budget, seed=config.seed)
     parts.fingerprints = {"data": data_fingerprint(train + held_out), "model": policy_fingerprint(policy)}
+    world().same("data or model", parts.fingerprints)
     return parts
 
 
@@ -191,14 +200,15 @@ def _rules(config: AlignConfig, objectives: list[WeightedObjective]) -> Rules:
     )
 
 
-Raw = tuple[list[Group], Audit]
+Raw = tuple[Any, Audit]  # a list of groups or a GroupFile
 
 
-def _read(config: AlignConfig) -> tuple[Raw, Raw]:
+def _read(config: AlignConfig, objectives: list[WeightedObjective]) -> tuple[Raw, Raw]:
     """Training and held-out groups as text, and what was dropped while reading."""
     if not config.data:
         raise TruelineError("No data were given. Use --data FILE (trueline check FILE shows what is in it).")
-    groups, audit = read(config.data, offline=config.offline)
+    on_disk = _large(config.data) and _may_stay_on_disk(config, objectives)
+    groups, audit = read_on_disk(config.data) if on_disk else read(config.data, offline=config.offline)
     if config.eval_data:
         return (groups, audit), read(config.eval_data, offline=config.offline)
     if not config.eval_fraction:
@@ -207,13 +217,35 @@ def _read(config: AlignConfig) -> tuple[Raw, Raw]:
     return (groups, audit), (held_out, Audit(read=len(held_out)))
 
 
+def _large(paths: list[str]) -> bool:
+    """Whether these are local files of JSON lines that together take more than ON_DISK_BYTES."""
+    if not (hasattr(os, "pread") and streams(paths)):
+        return False
+    return sum(Path(p).expanduser().stat().st_size for p in paths) > ON_DISK_BYTES
+
+
+def _may_stay_on_disk(config: AlignConfig, objectives: list[WeightedObjective]) -> bool:
+    """Whether nothing writes into the training groups, looks at all of them at once, or turns one into several."""
+    filled = config.reference_cache or bool(config.teachers) or any(o.declares("prompt_odds") for o in objectives)
+    relabelled = config.source == "data" and config.feedback != ["data"]
+    plain = objectives[0].declares("subject") == "responses" and all(o.needs != JUDGMENTS for o in objectives)
+    renders = bool(config.system_prompt or config.chat_template_kwargs)  # refused by what all of the rows are
+    return config.source in ("data", "policy") and plain and not (filled or relabelled or renders)
+
+
 def _encode(
     config: AlignConfig, loaded: Loaded, raw: tuple[Raw, Raw], objectives: list[WeightedObjective]
 ) -> tuple[list[Group], list[Group], dict[str, Any]]:
     """Both sets in the model's tokens; the report says what was dropped at which stage."""
     subject, rules = objectives[0].declares("subject"), _rules(config, objectives)
 
-    def encoded(groups: list[Group], audit: Audit) -> list[Group]:
+    def encoded(groups: Any, audit: Audit) -> Any:
+        found = like(groups)
+        for part in chunks(groups):
+            found.extend(of_part(part, audit))
+        return found
+
+    def of_part(groups: list[Group], audit: Audit) -> list[Group]:
         kept, more = encode(
             prepared(groups, subject, rules, audit),
             loaded.tokenizer,
@@ -358,7 +390,8 @@ def _judges(config: AlignConfig, context: FeedbackContext) -> tuple[dict[str, Fe
 
     def judge(spec: str) -> Feedback:
         if spec not in built:
-            built[spec] = context.open(spec)
+            opened = context.open(spec)
+            built[spec] = Together(opened, spec) if world().size > 1 else opened
         return built[spec]
 
     labels = judge_labels([*config.feedback, *config.eval_feedback])
@@ -421,19 +454,23 @@ def _refuse_unusable(parts: Parts, samples: bool) -> None:
         raise TruelineError(
             "pairing_margin has no effect: the data have no rewards to differ. Leave it out, or give a judge (--feedback)."
         )
-    usable = parts.plan(parts.train)
-    if not usable.items and usable.ties:
+    ties = 0
+    for part in chunks(parts.train):
+        usable = parts.plan(part)
+        if usable.items:
+            return
+        ties += usable.ties
+    if ties:
         raise TruelineError(
-            f"No pair of the data differs by more than pairing_margin {parts.config.pairing_margin:g}: all {usable.ties} are "
+            f"No pair of the data differs by more than pairing_margin {parts.config.pairing_margin:g}: all {ties} are "
             "ties. Lower pairing_margin, or let a judge score the responses (--feedback)."
         )
-    if not usable.items:
-        widths = sorted({len(g.responses) for g in parts.train})
-        raise TruelineError(
-            f"The objective {'+'.join(parts.config.objective)} needs {' and '.join(sorted(parts.needs)).lower()}, and the data "
-            f"have none: groups of {widths} responses. Demonstrations fit --objective sft; prompts need --source policy "
-            "with --feedback, which makes responses and judges them."
-        )
+    widths = sorted({len(g.responses) for g in parts.train})
+    raise TruelineError(
+        f"The objective {'+'.join(parts.config.objective)} needs {' and '.join(sorted(parts.needs)).lower()}, and the data "
+        f"have none: groups of {widths} responses. Demonstrations fit --objective sft; prompts need --source policy "
+        "with --feedback, which makes responses and judges them."
+    )
 
 
 def data_fingerprint(groups: list[Group]) -> str:

@@ -84,7 +84,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "accept_changes",
         "record_stream",
     ),
-    "Engine": ("token_budget", "precision", "layout", "reference_cache", "gradient_checkpointing"),
+    "Engine": ("token_budget", "precision", "layout", "reference_cache", "gradient_checkpointing", "shard"),
     "Watching": ("max_nonfinite_steps", "kl_budget", "report_to"),
     "Running": ("offline", "dry_run"),
 }
@@ -223,6 +223,9 @@ class AlignConfig(BaseModel):
     )
     record_stream: bool = Field(default=True, description="keep sampled groups so that they can be replayed")
     report_to: list[str] = Field(default_factory=list, description="tensorboard, wandb, trackio, beside metrics.jsonl")
+    shard: bool = Field(
+        default=False, description="spread weights, gradients and optimiser state over a launcher's processes (FSDP2)"
+    )
     offline: bool = Field(default=False, description="never ask a hub")
     dry_run: bool = Field(
         default=False, description="print the resolved options, the first batch and a memory estimate"

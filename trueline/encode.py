@@ -24,6 +24,7 @@ import numpy as np
 
 from trueline.chat import Chat, Draft, Piece, special_pattern
 from trueline.errors import TruelineError
+from trueline.groupfile import like
 from trueline.groups import Audit, Group, Response
 from trueline.randomness import derive
 from trueline.readers.contract import Unusable
@@ -411,15 +412,15 @@ def split_key(group: Group) -> str:
     return hashlib.sha256(group.responses[0].text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int) -> tuple[list[Group], list[Group]]:
-    """(train, held out), all groups of a prompt on one side.
+def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int) -> tuple[Any, list[Group]]:
+    """(train, held out), all groups of a prompt on one side; train is on disk where the groups are.
 
     A prompt's side depends on the prompt and the seed alone: it does not move when rows are added, nor between
     stages that read different files with the same prompts. `fraction` is therefore met on average, not exactly.
     """
     if not 0 < fraction < 1:
         raise TruelineError(f"The held-out fraction is {fraction}, expected a number between 0 and 1.")
-    sides: tuple[list[Group], list[Group]] = ([], [])
+    sides: tuple[Any, list[Group]] = (like(groups), [])
     for group in groups:
         sides[derive(seed, "held out", split_key(group)) < fraction * 2**63].append(group)
     if not all(sides):
@@ -433,7 +434,8 @@ def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int) -> tupl
 
 def overlap(train: Sequence[Group], held_out: Sequence[Group]) -> int:
     """Number of distinct prompts (texts, where there is no prompt) that stand in both."""
-    return len({split_key(g) for g in train} & {split_key(g) for g in held_out})
+    keys = {split_key(g) for g in held_out}
+    return len(keys & {key for g in train if (key := split_key(g)) in keys})
 
 
 def length_summary(groups: Sequence[Group]) -> dict[str, dict[str, float]]:

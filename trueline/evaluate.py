@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from trueline.assemble import Parts, add_rewards
 from trueline.drawing import drawer
 from trueline.encode import limits_of
 from trueline.engine.journal import Journal, read
-from trueline.engine.layout import laid_out
+from trueline.engine.layout import Layout
+from trueline.engine.parallel import world
 from trueline.engine.policy import Policy
 from trueline.engine.precision import products
 from trueline.engine.step import WeightedObjective, accumulate, global_counts
@@ -179,13 +181,9 @@ class Evaluator:
         if step == 0:
             drawn = self._opponent_samples()
             add_rewards(drawn, self.scoring)
-            file.unlink(missing_ok=True)
-            with Journal(file) as journal:
-                for group in drawn:
-                    texts = [r.text for r in group.responses]
-                    rewards = {j: [r.rewards.get(j) for r in group.responses] for j in self.parts.judges}
-                    journal.append({"prompt_id": group.prompt_key(), "texts": texts, "rewards": rewards})
-        rows = read(file) if file.exists() else []
+            if world().first:
+                self._write_opponent(file, drawn)
+        rows = world().from_first(lambda: read(file) if file.exists() else [])
         self.opponent_texts = {row["prompt_id"]: row["texts"] for row in rows}
         found = {row["prompt_id"]: row["rewards"] for row in rows}
         for judge in self.parts.judges:
@@ -196,6 +194,14 @@ class Evaluator:
                 )
         self.opponent = found
         return found
+
+    def _write_opponent(self, file: Path, drawn: list[Group]) -> None:
+        file.unlink(missing_ok=True)
+        with Journal(file) as journal:
+            for group in drawn:
+                texts = [r.text for r in group.responses]
+                rewards = {j: [r.rewards.get(j) for r in group.responses] for j in self.parts.judges}
+                journal.append({"prompt_id": group.prompt_key(), "texts": texts, "rewards": rewards})
 
     def _on_samples(self, step: int) -> tuple[list[Reading], list[dict[str, Any]]]:
         groups = self._draw(self.config.eval_samples, "policy")
@@ -216,13 +222,16 @@ class Evaluator:
         """Exact per-prefix KL to the reference, summed over each sample, and the mean entropy a token."""
         if not self.parts.uses_reference:
             return []
-        kl: list[float] = []
-        entropy: list[float] = []
-        for _, layout in laid_out(groups, self.config.token_budget, self.parts.policy.device):
-            kl_N, entropy_N = self.parts.policy.kl(layout)
-            for values, per_token in ((kl_N, kl), (entropy_N, entropy)):
-                total_R = values.new_zeros(layout.rows).index_add(0, layout.owner_N, values)
-                per_token += (total_R if per_token is kl else total_R / layout.length_R).tolist()
+
+        def sums(cut: list[int]) -> list[tuple[float, float]]:
+            layout = Layout.of([groups[i] for i in cut]).to(self.parts.policy.device)
+            kl_R, entropy_R = (
+                values.new_zeros(layout.rows).index_add(0, layout.owner_N, values)
+                for values in self.parts.policy.kl(layout)
+            )
+            return list(zip(kl_R.tolist(), (entropy_R / layout.length_R).tolist(), strict=True))
+
+        kl, entropy = map(list, zip(*world().spread(groups, self.config.token_budget, sums), strict=True))
         return [measure("kl", kl, keys), mean("entropy", entropy, "nats/token", keys)]
 
 

@@ -1,20 +1,17 @@
-"""Many pieces of work over a few processes: what waits for what, bars, an estimate, and going on where one stopped.
+"""Many pieces of work over a few processes or a Ray cluster: what waits for what, bars, and going on where one stopped.
 
 A job is a function at module level with arguments that can be pickled. Its `product` is a file or folder that exists
 once it is done, written under a temporary name and renamed; a job whose product exists is not run again, so a study that
-was killed goes on with what is missing. Two worker processes with one thread each: on small models a second thread of
+was killed goes on with what is missing. By default two worker processes (`workers.py`) with one thread each: on small models a second thread of
 arithmetic gains nothing, and numbers then do not depend on how many cores there are.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from trueline.errors import TruelineError
+from trueline.workers import WORKERS, Crew
 
-WORKERS = 2
 MANY = 12  # more jobs than this share one bar
 
 
@@ -54,43 +51,43 @@ class Failure:
 
 
 def run_jobs(
-    jobs: Sequence[Job], console: Console, workers: int = WORKERS, *, keep_going: bool = False
+    jobs: Sequence[Job], console: Console, workers: int | Crew = WORKERS, *, keep_going: bool = False
 ) -> list[Failure]:
     """Run every job whose product is missing as soon as what it waits for is done, the earliest in the list first.
 
-    keep_going: a job's error costs that job and those that wait for it, and they are returned; otherwise the first
-    error ends everything (what is finished stays). Raises TruelineError for the first failing job.
+    workers: processes of this machine, or a crew. keep_going: a job's error costs that job and those that wait for it, and
+    they are returned; otherwise the first error ends everything (what is finished stays). Raises TruelineError for the
+    first failing job.
     """
     done = {job.name for job in jobs if job.product is not None and job.product.exists()}
     waiting = [job for job in jobs if job.name not in done]
     bars = _Bars(waiting, console, finished=len(done))
     failures: list[Failure] = []
-    running: dict[Future[None], Job] = {}
-    with one_thread(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, bars.progress:
-        try:
-            while waiting or running:
-                for job in [j for j in waiting if done.issuperset(j.after)][: workers - len(running)]:
-                    waiting.remove(job)
-                    running[pool.submit(_logged, job)] = job
-                    bars.start(job)
-                if not running:  # what is left waits for jobs that failed
-                    failures += [Failure(job.name, "a job it waits for failed") for job in waiting]
-                    break
-                ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                bars.update(running.values())
-                for future in ended:
-                    job = running.pop(future)
-                    error = future.exception()
-                    if error is not None and not (keep_going and isinstance(error, Exception)):
-                        raise _told(error, job) from error
-                    if error is not None:
-                        failures.append(Failure(job.name, str(error)))
-                    else:
-                        done.add(job.name)
-                    bars.end(job)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    running: dict[str, Job] = {}
+    if not waiting:
+        return []
+    crew = workers if isinstance(workers, Crew) else Crew(workers)
+    with crew.open() as pool, bars.progress:
+        while waiting or running:
+            for job in [j for j in waiting if done.issuperset(j.after)][: pool.capacity - len(running)]:
+                waiting.remove(job)
+                running[job.name] = job
+                pool.submit(job.name, _logged, (job,))
+                bars.start(job)
+            if not running:  # what is left waits for jobs that failed
+                failures += [Failure(job.name, "a job it waits for failed") for job in waiting]
+                break
+            ended = pool.ended(0.5)
+            bars.update(running.values())
+            for name, error in ended:
+                job = running.pop(name)
+                if error is not None and not (keep_going and isinstance(error, Exception)):
+                    raise _told(error, job) from error
+                if error is not None:
+                    failures.append(Failure(name, str(error)))
+                else:
+                    done.add(name)
+                bars.end(job)
     return failures
 
 
@@ -143,22 +140,6 @@ def _lines(folder: Path, pattern: str) -> int:
         files = sorted(folder.glob(pattern), key=lambda f: f.stat().st_mtime)
         return files[-1].read_bytes().count(b"\n") if files else 0
     return 0
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Worker processes started inside compute with one thread, whatever the caller's environment says."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict(zip(names, ("1", "1", "false"), strict=True)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _logged(job: Job) -> None:

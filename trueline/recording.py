@@ -17,9 +17,10 @@ from trueline.cachefolder import cache_folder
 from trueline.encode import describe_first
 from trueline.engine.journal import encode as encode_line
 from trueline.engine.journal import read
-from trueline.engine.layout import laid_out
+from trueline.engine.layout import Layout
 from trueline.engine.optimiser import Optimiser, Update
-from trueline.engine.scorecache import TOLERANCE, ScoreCache, scorer_key
+from trueline.engine.parallel import world
+from trueline.engine.scorecache import TOLERANCE, Score, ScoreCache, scorer_key
 from trueline.engine.step import StepResult
 from trueline.environment import environment
 from trueline.evaluate import Evaluation
@@ -38,8 +39,9 @@ class Recorder:
 
     def __init__(self, folder: RunFolder, parts: Parts, watch: Stopwatch):
         self.folder, self.parts, self.watch = folder, parts, watch
-        self.console = Console(stderr=True)
-        self.trackers = trackers(parts.config.report_to, folder.ours, parts.config.model_dump(mode="json"))
+        self.console = Console(stderr=True, quiet=not world().first)
+        report_to = parts.config.report_to if world().first else []
+        self.trackers = trackers(report_to, folder.ours, parts.config.model_dump(mode="json"))
         self.last_metrics: dict[str, Any] = {}
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -48,7 +50,7 @@ class Recorder:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and world().first),
         )
         self.task = self.bar.add_task("align", total=parts.steps, note="")
 
@@ -116,12 +118,15 @@ class Recorder:
     def save_batch(self, step: int, groups: list[Group]) -> Path:
         """Keep the groups of a step that went wrong, for inspection."""
         target = self.folder.ours / "nonfinite" / f"step-{step + 1}.jsonl"
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(b"".join(encode_line(g.to_json()) for g in groups))
+        if world().first:
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(b"".join(encode_line(g.to_json()) for g in groups))
         return target
 
     def close(self, status: str, progress: RunProgress, watched: Iterable[Any]) -> None:
         self.bar.stop()
+        if not world().first:
+            return
         policy = self.parts.policy
         probe = policy.probe_result
         summary = {
@@ -139,6 +144,7 @@ class Recorder:
             "parameters": sum(p.numel() for p in policy.model.parameters()),
             "trained_parameters": sum(p.numel() for p in policy.model.parameters() if p.requires_grad),
             "fingerprints": self.parts.fingerprints,
+            "processes": {"count": world().size, "sharded": world().sharded},
         }
         self.folder.write_json("summary.json", summary)
 
@@ -203,8 +209,16 @@ def final_readings(folder: RunFolder, step: int) -> dict[str, Any]:
     return evals[-1]["readings"] if evals else {}
 
 
-def fill_reference_cache(parts: Parts) -> None:
-    """Score every training and held-out response under the reference once, on disk, and reuse it."""
+def reference_key(parts: Parts) -> str:
+    """What names the reference's scores on disk: its content, so whole weights are needed to make it."""
+    policy = parts.policy
+    scorer = policy.reference_model if policy.reference_model is not None else policy.model
+    off = policy.reference_kind == "adapter_off"
+    return scorer_key(scorer, precision=parts.config.precision, layout_mode=policy.mode, adapter_off=off)
+
+
+def fill_reference_cache(parts: Parts, key: str) -> None:
+    """Score every training and held-out response under the reference once, on disk, and reuse it. key: `reference_key`."""
     import torch
 
     from trueline.engine.precision import products
@@ -213,19 +227,25 @@ def fill_reference_cache(parts: Parts) -> None:
 
     @torch.no_grad()
     def score(groups: list[Group]) -> list[list[list[float]]]:
-        values: list[list[list[float]]] = []
-        for cut, layout in laid_out(groups, config.token_budget, policy.device):
+        def micro_batch(cut: list[int]) -> list[list[list[float]]]:
+            layout = Layout.of([groups[i] for i in cut]).to(policy.device)
             with products(config.precision):
                 logp_N = policy(layout, reference=True).logp_N
             rows = iter(torch.split(logp_N, layout.length_R.tolist()))
-            values += [[next(rows).tolist() for _ in groups[i].responses] for i in cut]
-        return values
+            return [[next(rows).tolist() for _ in groups[i].responses] for i in cut]
 
-    scorer = policy.reference_model if policy.reference_model is not None else policy.model
-    off = policy.reference_kind == "adapter_off"
-    key = scorer_key(scorer, precision=config.precision, layout_mode=policy.mode, adapter_off=off)
+        return world().spread(groups, config.token_budget, micro_batch)
+
     groups = [g for g in parts.train + parts.held_out if g.responses]
-    ScoreCache(cache_folder() / "scores", key, tolerance=TOLERANCE[config.precision]).fill(groups, score)
+
+    def fill(ask: Score) -> list[list[Any]]:
+        """On the first rank, which alone reads and writes the cache; the others score their share of what it asks."""
+        ScoreCache(cache_folder() / "scores", key, tolerance=TOLERANCE[config.precision]).fill(groups, ask)
+        return [[r.reference_logp for r in g.responses] for g in groups] if world().size > 1 else []
+
+    for group, rows in zip(groups, world().led(fill, score), strict=False):
+        for response, row in zip(group.responses, rows, strict=True):
+            response.reference_logp = row
 
 
 def model_card(parts: Parts, folder: RunFolder, final: dict[str, Any]) -> str:
@@ -238,7 +258,7 @@ def dry_run(parts: Parts) -> Run:
     """Print the resolved options, the first batch with its masks and a memory estimate; nothing is trained."""
     from trueline.models import memory_estimate
 
-    console = Console()
+    console = Console(quiet=not world().first)
     config = parts.config
     console.print_json(data=config.model_dump(mode="json"))
     console.print(

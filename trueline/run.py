@@ -32,6 +32,7 @@ FREE_ON_RESUME = {
     "dry_run",
     "max_nonfinite_steps",
     "kl_budget",
+    "shard",
 }
 
 

@@ -20,6 +20,7 @@ cut short goes on from its checkpoint, and options of a finished stage must be a
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from trueline.errors import TruelineError, nearest
+from trueline.launch import read_launch
 from trueline.options import Layer, Resolved, canonical, resolve_layers
 from trueline.run import FREE_ON_RESUME, Run
 from trueline.saving import MARKERS
@@ -55,6 +57,13 @@ class Stage:
             return False
         return str(json.loads(summary.read_text(encoding="utf-8"))["status"]) == "finished"
 
+    def standing(self) -> tuple[bool, bool]:
+        """Whether it is finished, and whether it was begun; what died before its first record is removed."""
+        begun = (self.folder / "trueline" / "config.json").exists()
+        if self.folder.exists() and not begun:
+            shutil.rmtree(self.folder)
+        return self.finished, begun
+
 
 def align_stages(recipe: Mapping[str, Any], origin: str = "align_stages()", **flags: Any) -> list[Run]:
     """Run the stages that are not finished, in order, and return their runs. flags: options over the recipe's.
@@ -62,21 +71,27 @@ def align_stages(recipe: Mapping[str, Any], origin: str = "align_stages()", **fl
     Ends early after a stage that was interrupted. Raises TruelineError before anything is run where a stage's options
     cannot work.
     """
-    from trueline.align import align
+    from trueline.engine.parallel import joined, world
 
     root, whole, stages = plan(recipe, origin, flags)
-    if not whole.get("dry_run"):
-        _open(root, whole, stages)
+    if whole.get("dry_run"):
+        raise TruelineError("dry_run shows a run's first batch, and later stages have no model yet. Leave it out.")
+    with joined(read_launch(os.environ)):  # one group of processes for all stages
+        world().from_first(lambda: _open(root, whole, stages))
+        return _run(stages, whole)
+
+
+def _run(stages: list[Stage], whole: Mapping[str, Any]) -> list[Run]:
+    """Over several processes the first one looks at the disk, and all do what it found."""
+    from trueline.align import align
+    from trueline.engine.parallel import world
+
     runs = []
     for stage in stages:
         config = stage.resolved.config
-        if whole.get("dry_run"):
-            raise TruelineError("dry_run shows a run's first batch, and later stages have no model yet. Leave it out.")
-        if stage.finished:
+        finished, begun = world().from_first(stage.standing)
+        if finished:
             continue
-        begun = (stage.folder / "trueline" / "config.json").exists()
-        if stage.folder.exists() and not begun:  # it died before its first record
-            shutil.rmtree(stage.folder)
         accept = bool(begun and whole.get("accept_changes"))
         runs.append(align(**{**config.model_dump(), "resume": begun, "accept_changes": accept}))
         if runs[-1].status != "finished":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from trueline.cli import flags
 from trueline.errors import TruelineError
+from trueline.launch import is_first
 
 USAGE = "trueline align [RECIPE] [--OPTION VALUE]... [FAMILY.METHOD.OPTION=VALUE]..."
 
@@ -31,7 +33,7 @@ def align(context: typer.Context) -> None:
         return
     layers = [Layer(values, recipe)] if recipe else []
     resolved = resolve_layers(*layers, Layer(given, "command line"))
-    for note in resolved.notes:
+    for note in resolved.notes if is_first(os.environ) else ():
         Console(stderr=True).print(note, soft_wrap=True, highlight=False)
     from trueline.align import align as run
 
@@ -66,6 +68,8 @@ def _recipe(first: str | None, given: dict[str, Any]) -> tuple[str | None, dict[
 
 def _say_where(status: str, folder: Path) -> None:
     """The last lines of a run: where its model and its report are, or how to go on with it."""
+    if not is_first(os.environ):
+        return
     last = {
         "finished": [f"Model: {folder}", f"Report: {folder / 'trueline' / 'report.html'}"],
         "interrupted": [f"Interrupted and saved; --resume goes on: {folder}"],

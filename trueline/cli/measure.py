@@ -14,7 +14,10 @@ from trueline.errors import TruelineError
 
 def measure(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="The measure; --list shows all.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The measure; --list shows all. 'all' takes a --suite, 'framework' compares runs."),
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="Files or run folders. May be repeated.")] = None,
     model: Annotated[str | None, typer.Option(help="The model to measure: a folder, a run or a hub id.")] = None,
     model_b: Annotated[str | None, typer.Option(help="The opponent, reference or base.")] = None,
@@ -27,10 +30,11 @@ def measure(
     max_length: Annotated[int, typer.Option(min=2, help="Prompt plus response, tokens.")] = 1024,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest sampled response, tokens.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Of sampling; ifeval is greedy by default.")
+        float | None, typer.Option(min=0.0, help="Of sampling; ifeval, honesty and token_shift are greedy by default.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Names every random stream.")] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="Never ask a hub.")] = False,
+    suite: Annotated[str | None, typer.Option(help="With 'all': safety, preference or style.")] = None,
     show_all: Annotated[bool, typer.Option("--list", help="List the measures and what each reads.")] = False,
 ) -> None:
     """Measure one thing, with its interval. A measure's own options follow as --OPTION VALUE."""
@@ -39,39 +43,83 @@ def measure(
         return
     if name is None:
         raise TruelineError("Which measure? `trueline measure --list` shows all.")
-    options = _options(name, context.args)
+    if name == "framework":
+        _framework(data or [], output, bool(context.args or model or model_b or feedback or suite))
+        return
+    if (name == "all") != (suite is not None):
+        raise TruelineError("'all' and --suite belong together: trueline measure all --suite safety|preference|style.")
+    options = {} if name == "all" else _options(name, context.args)
+    if name == "all" and context.args:
+        raise TruelineError(f"'all' takes no options of single measures; found {' '.join(context.args)}.")
     from trueline.measuring import Request, page
     from trueline.measuring import measure as run
+    from trueline.measuring.suite import GREEDY
 
-    greedy = name == "ifeval"
-    readings = run(
-        Request(
-            name,
-            data=data or [],
-            model=model,
-            model_b=model_b,
-            feedback=feedback or [],
-            options=options,
-            samples=samples,
-            prompts=prompts,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature if temperature is not None else 0.0 if greedy else 1.0,
-            seed=seed,
-            offline=offline,
-        )
+    request = Request(
+        name,
+        data=data or [],
+        model=model,
+        model_b=model_b,
+        feedback=feedback or [],
+        options=options,
+        samples=samples,
+        prompts=prompts,
+        max_length=max_length,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature if temperature is not None else 0.0 if name in GREEDY else 1.0,
+        seed=seed,
+        offline=offline,
     )
+    if suite is not None:
+        _suite(suite, request, temperature, output)
+        return
+    readings = run(request)
     from trueline.catalogue import entry
 
     console = Console()
     table = Table(box=None)
     for heading in page.HEADINGS:
-        table.add_column(heading, no_wrap=heading in ("Reading", "95 % interval"))
+        table.add_column(heading, no_wrap=heading in ("Reading", "Value", "95 % interval"))
     for reading in readings:
         table.add_row(*page.cells(reading))
     console.print(table)
     written = page.save(output, entry("measure", name), readings, options)
     console.print(f"Page: {written}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _suite(suite: str, request: Any, temperature: float | None, output: Path) -> None:
+    """Every measure of a suite that the inputs allow, and what was skipped."""
+    from trueline.measuring import page
+    from trueline.measuring.suite import run, save
+
+    console = Console()
+    found = run(suite, request, temperature=temperature, note=lambda name: console.print(f"[dim]{name}[/]"))
+    table = Table(box=None)
+    for heading in ("Measure", *page.HEADINGS):
+        table.add_column(heading, no_wrap=heading in ("Reading", "Value"))
+    for name, readings in found.readings.items():
+        for reading in readings:
+            table.add_row(name, *page.cells(reading))
+    console.print(table)
+    for name, why in found.skipped.items():
+        console.print(f"skipped {name}: {why}", highlight=False, markup=False)
+    console.print(f"Page: {save(found, output)}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _framework(runs: list[str], output: Path, more: bool) -> None:
+    """One table of runs: detection, quality, efficiency, robustness."""
+    if not runs or more:
+        raise TruelineError("framework reads run folders and nothing else: --data RUN [RUN...].")
+    from trueline.measuring.framework import BLOCKS, framework, save, shown
+
+    names, found = framework(runs)
+    table = Table("", *names, box=None)
+    for block in BLOCKS:
+        for metric, row in found[block].items():
+            table.add_row(f"{block}: {metric}", *(shown(row.get(n)) for n in names))
+    console = Console()
+    console.print(table)
+    console.print(f"Page: {save(runs, output)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _options(name: str, tokens: list[str]) -> dict[str, Any]:

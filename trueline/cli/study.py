@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from trueline.workers import Crew
+
 study = typer.Typer(no_args_is_help=True, help="Studies: many runs under one protocol, with intervals and verdicts.")
 
 Output = Annotated[Path | None, typer.Option(help="Folder; what an earlier, unfinished run left there is continued.")]
 Seeds = Annotated[int | None, typer.Option(min=2, help="Seeds; default: those of the committed settings.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A tiny setting: shows that it works, proves nothing.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes, one thread each.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes, one thread each: 2 here, or all that a Ray cluster has room for.")
+]
+Ray = Annotated[str | None, typer.Option(help="Work on Ray: the address of a cluster, or local for one of its own.")]
 
 
 @study.command("methods")
@@ -20,7 +25,8 @@ def methods(
     output: Output = None,
     seeds: Seeds = None,
     quick: Quick = False,
-    workers: Workers = 2,
+    workers: Workers = None,
+    ray: Ray = None,
     only: Annotated[list[str] | None, typer.Option(help="These objectives alone (and dpo); repeat it.")] = None,
     sweep: Annotated[bool, typer.Option(help="Also move the learning rate and each method's strength.")] = True,
 ) -> None:
@@ -28,7 +34,7 @@ def methods(
     from trueline.studies.methods import study as run
 
     folder = str(output or "study-methods")
-    run(folder, seeds=seeds, quick=quick, workers=workers, only=tuple(only or ()), sweep=sweep)
+    run(folder, seeds=seeds, quick=quick, workers=Crew(workers, ray), only=tuple(only or ()), sweep=sweep)
 
 
 @study.command("online-offline")
@@ -36,7 +42,8 @@ def online_offline(
     output: Output = None,
     seeds: Seeds = None,
     quick: Quick = False,
-    workers: Workers = 2,
+    workers: Workers = None,
+    ray: Ray = None,
     model: Annotated[str | None, typer.Option(help="A model to study in place of the lab's.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Its pairs, which gold relabels. May be repeated.")] = None,
     golden: Annotated[
@@ -60,20 +67,24 @@ def online_offline(
     given = {"steps": steps, "max_length": max_length, "max_response_length": max_response_length}
     changes = {name: value for name, value in given.items() if value is not None}
     folder = str(output or "study-online-offline")
-    run(folder, seeds=seeds, quick=quick, workers=workers, own=own, changes=changes)
+    run(folder, seeds=seeds, quick=quick, workers=Crew(workers, ray), own=own, changes=changes)
 
 
 @study.command("ranking")
-def ranking(output: Output = None, seeds: Seeds = None, quick: Quick = False, workers: Workers = 2) -> None:
+def ranking(
+    output: Output = None, seeds: Seeds = None, quick: Quick = False, workers: Workers = None, ray: Ray = None
+) -> None:
     """Observed against idealised ranking accuracy around DPO, IPO and PPO; flips by difficulty (arXiv 2405.19534)."""
     from trueline.studies.ranking import study as run
 
-    run(str(output or "study-ranking"), seeds=seeds, quick=quick, workers=workers)
+    run(str(output or "study-ranking"), seeds=seeds, quick=quick, workers=Crew(workers, ray))
 
 
 @study.command("inference-aware")
-def inference_aware(output: Output = None, seeds: Seeds = None, quick: Quick = False, workers: Workers = 2) -> None:
+def inference_aware(
+    output: Output = None, seeds: Seeds = None, quick: Quick = False, workers: Workers = None, ray: Ray = None
+) -> None:
     """Which reward transform wins which inference-time metric: closed forms, then the lab (arXiv 2412.19792)."""
     from trueline.studies.inference_aware import study as run
 
-    run(str(output or "study-inference-aware"), seeds=seeds, quick=quick, workers=workers)
+    run(str(output or "study-inference-aware"), seeds=seeds, quick=quick, workers=Crew(workers, ray))

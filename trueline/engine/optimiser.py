@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from trueline.config import AlignConfig
+from trueline.engine.parallel import local, total, whole
 from trueline.errors import TruelineError
 
 
@@ -83,7 +85,7 @@ class Optimiser:
     def step(self, step: int, *, loss: float, probe: bool = False) -> Update:
         """Clip and apply the accumulated gradient, or leave the weights alone where something is not finite."""
         rate = learning_rate(self.config, step, self.steps)
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.max_grad_norm))
         update = Update(rate, float(norm), finite=bool(torch.isfinite(norm)) and math.isfinite(loss))
         if update.finite:
             for group in self.adamw.param_groups:
@@ -102,16 +104,19 @@ class Optimiser:
     def _probed(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The first entries of every parameter with a gradient, and which of them have one."""
         return [
-            (p.detach().flatten()[: self.PROBED_ENTRIES].clone(), p.grad.flatten()[: self.PROBED_ENTRIES] != 0)
-            for p in self.named.values()
-            if p.grad is not None
+            (self._entries(p).clone(), self._entries(p.grad) != 0) for p in self.named.values() if p.grad is not None
         ]
 
     def _moved(self, before: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
         now = [p for p in self.named.values() if p.grad is not None]
-        changed = total = 0
+        changed = probed = 0
         for (old, has), parameter in zip(before, now, strict=True):
-            new = parameter.detach().flatten()[: self.PROBED_ENTRIES]
+            new = self._entries(parameter)
             changed += int(((new != old) & has).sum())
-            total += int(has.sum())
-        return changed / total if total else 1.0
+            probed += int(has.sum())
+        if any(isinstance(p, DTensor) for p in now):  # each rank has looked at entries of its own
+            changed, probed = int(total(changed)), int(total(probed))
+        return changed / probed if probed else 1.0
+
+    def _entries(self, tensor: torch.Tensor) -> torch.Tensor:
+        return local(tensor.detach()).flatten()[: self.PROBED_ENTRIES]

@@ -47,7 +47,9 @@ from trueline.engine.decoders import (
     vocabulary_of,
 )
 from trueline.engine.draw import Law
+from trueline.engine.parallel import world
 from trueline.engine.policy import Policy, Voice
+from trueline.engine.sharding import gathered
 from trueline.errors import TruelineError
 from trueline.randomness import derive
 
@@ -89,29 +91,36 @@ def sample(
     rows computed at once; default: what fits in an eighth of the memory, at most 256.
     reference_share: 0 draws from the policy, 1 from its reference, and between them a token's logits are (1 - share) of
     the policy's and share of the reference's; the recorded log-probs are those of the law that was drawn from. streams:
-    names of the prompts' random streams in place of i. Runs
-    without gradients and with dropout off, and leaves the model as it found it. Raises TruelineError for input that
-    cannot be sampled and for logits that are not finite.
+    names of the prompts' random streams in place of i. Over several processes each draws the responses to some of the
+    prompts, and all get all. Runs without gradients and with dropout off, and leaves the model as it found it. Raises
+    TruelineError for input that cannot be sampled and for logits that are not finite.
     """
     law = Law(temperature, top_p, top_k)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(policy.model, prompts, samples, limits, eos_ids, max_rows)
     draws = _Draws(law, frozenset(eos_ids), max(limits, default=0))
+    own = world().shares([len(p) + limit for p, limit in zip(prompts, limits, strict=True)])[world().rank]
     names = range(len(prompts)) if streams is None else streams
-    rows = [_Row(i, _uniforms(seed, names[i], j, limit)) for i, limit in enumerate(limits) for j in range(samples)]
-    if rows:
-        with policy.speaking(reference_share) as voices:
-            backbones = [voice.backbone for voice in voices]
-            if all(b.mode == "shared" and group_cache_agrees(b.model) for b in backbones):
-                _sample_shared(voices, prompts, rows, draws, max_rows)
-            else:
-                with ExitStack() as stack:
-                    for backbone in dict.fromkeys(backbones):
-                        stack.enter_context(backbone.plain_attention())
-                    states = [OwnCache(b.model) if own_cache_agrees(b.model) else Recompute(b.model) for b in backbones]
-                    _sample_own_cache(PlainChorus(voices, states), prompts, rows, draws, max_rows or OWN_CACHE_ROWS)
-    done = [row.result for row in rows]
+    rows = [_Row(k, _uniforms(seed, names[i], j, limits[i])) for k, i in enumerate(own) for j in range(samples)]
+    if rows or (prompts and world().sharded):  # a rank without rows still helps to gather sharded weights
+        with gathered(policy), policy.speaking(reference_share) as voices:
+            if rows:
+                _fill(voices, [prompts[i] for i in own], rows, draws, max_rows)
+    done = [result for found in world().gather([row.result for row in rows]) for result in found]
     return [done[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+
+
+def _fill(voices: list[Voice], prompts: list[list[int]], rows: list[_Row], draws: _Draws, max_rows: int | None) -> None:
+    """Draw every row to its end, by the route that these models may take."""
+    backbones = [voice.backbone for voice in voices]
+    if all(b.mode == "shared" and group_cache_agrees(b.model) for b in backbones):
+        _sample_shared(voices, prompts, rows, draws, max_rows)
+        return
+    with ExitStack() as stack:
+        for backbone in dict.fromkeys(backbones):
+            stack.enter_context(backbone.plain_attention())
+        states = [OwnCache(b.model) if own_cache_agrees(b.model) else Recompute(b.model) for b in backbones]
+        _sample_own_cache(PlainChorus(voices, states), prompts, rows, draws, max_rows or OWN_CACHE_ROWS)
 
 
 # -- rows and draws ----------------------------------------------------------------------------------------------------

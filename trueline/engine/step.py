@@ -2,14 +2,15 @@
 
 Any cut of the same items into micro-batches gives the same gradient: each loss term is divided by the count of its
 unit over the whole step, which is known before scoring because an objective's term sizes depend on the groups and
-not on the scores. Objectives that couple rows take the exact two-pass route instead.
+not on the scores. Objectives that couple rows take the exact two-pass route instead. Over several processes the cut is
+one more: every rank has all items, scores its share of them, and the gradients are summed.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from trueline.engine.distribution import Divergence
-from trueline.engine.layout import Layout, micro_batches
+from trueline.engine.layout import Layout
+from trueline.engine.parallel import world
 from trueline.engine.policy import Policy
 from trueline.engine.views import scored_groups, view
 from trueline.errors import TruelineError
@@ -232,6 +234,15 @@ class StepResult:
                 whole.statistics.setdefault(name, []).extend(values)
         return whole
 
+    @classmethod
+    def joined(cls, results: Sequence[StepResult]) -> StepResult:
+        """The shares of several ranks as one: losses and tokens are sums, statistics in the order of the ranks."""
+        whole = cls(sum(r.loss for r in results), sum(r.tokens for r in results))
+        for result in results:
+            for name, values in result.statistics.items():
+                whole.statistics.setdefault(name, []).extend(values)
+        return whole
+
     def means(self) -> dict[str, float]:
         return {name: sum(v) / len(v) for name, v in self.statistics.items() if v}
 
@@ -250,11 +261,17 @@ def note_values(
     policy: Policy, items: list[Item], objectives: Sequence[WeightedObjective], *, token_budget: int
 ) -> None:
     """Keep the critic's estimates of a fresh batch on its responses: advantages stand on them during all its updates."""
-    for cut in micro_batches(items, token_budget):
-        scored = score(policy, [items[i] for i in cut], objectives, gradient=False, reference=False)
+
+    def estimates(cut: list[int]) -> list[list[list[float]]]:
+        part = [items[i] for i in cut]
+        scored = score(policy, part, objectives, gradient=False, reference=False)
         assert scored.value_N is not None
-        for response, values in zip(scored.responses, scored.value_N.split(scored.length_R.tolist()), strict=True):
-            response.values = values.tolist()
+        rows = iter(scored.value_N.split(scored.length_R.tolist()))
+        return [[next(rows).tolist() for g in item.groups for _ in g.responses] for item in part]
+
+    for item, found in zip(items, world().spread(items, token_budget, estimates), strict=True):
+        for response, values in zip((r for g in item.groups for r in g.responses), found, strict=True):
+            response.values = values
 
 
 def accumulate(
@@ -273,45 +290,87 @@ def accumulate(
     """
     if not items:
         raise TruelineError("This step has no usable group: every group was a tie or had no judged response.")
-    parts = [[items[i] for i in cut] for cut in micro_batches(items, token_budget)]
     run = partial(score, policy, objectives=objectives, reference=reference)
+    cuts = world().cuts(items, token_budget)
+    parts = [[[items[i] for i in cut] for cut in of_rank] for of_rank in cuts]
+    idle = [items[:1]] * world().idle(cuts)
     result = StepResult()
     if any(o.declares("couples_rows") for o in objectives):
-        _two_passes(parts, objectives, run, result, gradient)
-        return result
-    counts = global_counts(objectives, items, heads=policy.heads)
+        _two_passes(parts, idle, objectives, run, result, gradient, policy.device)
+    else:
+        counts = global_counts(objectives, items, heads=policy.heads)
+        _one_pass(parts[world().rank], idle, counts, objectives, run, result, gradient)
+        result = StepResult.joined(world().gather(result))
+    if gradient:
+        world().sum_gradients(policy.trained_parameters().values())
+    return result
+
+
+def _one_pass(
+    parts: list[list[Item]],
+    idle: list[list[Item]],
+    counts: list[float],
+    objectives: Sequence[WeightedObjective],
+    run: Any,
+    result: StepResult,
+    gradient: bool,
+) -> None:
+    """This rank's micro-batches, each with its share of the loss. counts: the divisors over all ranks."""
     for part in parts:
         scored = run(part, gradient=gradient)
         whole = total_loss(objectives, part, scored, keep_state=gradient)
         loss = whole.reduce(counts)
-        if gradient and loss.requires_grad:
-            loss.backward()
+        if gradient:
+            _backward(loss, scored)
         _note(result, part, scored, float(loss.detach()))
         result.take(whole)
-    return result
+    for part in idle:
+        scored = run(part, gradient=gradient)
+        if gradient:
+            _backward(None, scored)
+
+
+def _backward(loss: Tensor | None, scored: Scored) -> None:
+    """The loss's backward pass; under sharded weights also one that nothing depends on, for the ranks that wait for it."""
+    if world().sharded:
+        nothing = torch.stack([output.sum() for output in _outputs(scored).values()]).sum() * 0.0
+        loss = nothing if loss is None else loss + nothing
+    if loss is not None and loss.requires_grad:
+        loss.backward()
 
 
 def _two_passes(
-    parts: list[list[Item]], objectives: Sequence[WeightedObjective], run: Any, result: StepResult, gradient: bool
+    parts: list[list[list[Item]]],
+    idle: list[list[Item]],
+    objectives: Sequence[WeightedObjective],
+    run: Any,
+    result: StepResult,
+    gradient: bool,
+    device: torch.device,
 ) -> None:
     """Exact gradient of a row-coupled loss: score all, differentiate by the scores, re-forward with those weights.
 
-    Both passes over a micro-batch draw the same dropout, or the weights would belong to other scores. A micro-batch
-    that the loss does not depend on (mismatched rows, say) is not scored again.
+    parts: the micro-batches of every rank, idle: passes for company. The scores of all ranks are gathered, so that each
+    computes the loss of the whole batch and keeps the weights of its own rows. Both passes over a micro-batch draw the same
+    dropout, or the weights would belong to other scores. A micro-batch that the loss does not depend on (mismatched rows,
+    say) is not scored again.
     """
     seed = torch.initial_seed()
+    mine = parts[world().rank]
 
-    def scored_part(number: int, *, gradient: bool) -> Scored:
+    def scored_part(part: list[Item], number: int, *, gradient: bool) -> Scored:
         with torch.random.fork_rng():
             torch.manual_seed(derive(seed, "micro-batch", number))
-            return run(parts[number], gradient=gradient)
+            return run(part, gradient=gradient)
 
-    scored = [scored_part(i, gradient=False) for i in range(len(parts))]
-    items = [item for part in parts for item in part]
+    own = [scored_part(part, i, gradient=False) for i, part in enumerate(mine)]
+    for part in idle:
+        scored_part(part, 0, gradient=False)
+    scored, flat = _gathered(own, parts, device), [part for of_rank in parts for part in of_rank]
     whole, leaves = _join(scored)
-    loss = total_loss(objectives, items, whole, keep_state=gradient)
+    loss = total_loss(objectives, [item for part in flat for item in part], whole, keep_state=gradient)
     value = loss.reduce(loss.counts())
-    for part, s in zip(parts, scored, strict=True):
+    for part, s in zip(flat, scored, strict=True):
         _note(result, part, s, 0.0)
     result.take(loss)
     result.loss = float(value.detach())
@@ -319,16 +378,40 @@ def _two_passes(
         return
     weights = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
     starts = dict.fromkeys(leaves, 0)
+    first = sum(map(len, parts[: world().rank]))
     for number, first_pass in enumerate(scored):
-        own = {}
+        used = {}
         for name, output in _outputs(first_pass).items():
             weight, start = weights[name], starts[name]
             starts[name] = start + len(output)
             if weight is not None and bool(weight[start : starts[name]].any()):
-                own[name] = weight[start : starts[name]]
-        if own:
-            again = _outputs(scored_part(number, gradient=True))
-            torch.stack([(again[name] * weight).sum() for name, weight in own.items()]).sum().backward()
+                used[name] = weight[start : starts[name]]
+        if first <= number < first + len(mine) and (used or world().sharded):
+            again = scored_part(flat[number], number - first, gradient=True)
+            outputs = _outputs(again)
+            terms = [(outputs[name] * weight).sum() for name, weight in used.items()]
+            _backward(torch.stack(terms).sum() if terms else None, again)
+    for part in idle:
+        _backward(None, scored_part(part, 0, gradient=True))
+
+
+def _gathered(own: list[Scored], parts: list[list[list[Item]]], device: torch.device) -> list[Scored]:
+    """The scores of every rank's micro-batches in order. Groups do not travel: every rank has them all."""
+    if world().size == 1:
+        return own
+    all_ranks = world().gather([_moved(s, torch.device("cpu"), []) for s in own])
+    return [
+        _moved(s, device, scored_groups(part))
+        for theirs, of_rank in zip(all_ranks, parts, strict=True)
+        for s, part in zip(theirs, of_rank, strict=True)
+    ]
+
+
+def _moved(scored: Scored, device: torch.device, groups: list[Group]) -> Scored:
+    held = {f.name: getattr(scored, f.name) for f in fields(scored)}
+    tensors = {name: x.to(device) for name, x in held.items() if isinstance(x, Tensor)}
+    divergences = {name: x.to(device) for name, x in scored.divergences.items()}
+    return replace(scored, groups=groups, divergences=divergences, **tensors)
 
 
 def _outputs(scored: Scored) -> dict[str, Tensor]:

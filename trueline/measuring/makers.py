@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trueline.measuring import activations, pairs, sampled, texts
+from trueline.measuring import activations, behaviour, grading, judged, nli, pairs, sampled, texts, tracing
 from trueline.measuring.contract import Made, Request
 
 MAKERS: dict[str, Callable[[Request], Made]] = {
@@ -23,4 +23,18 @@ MAKERS: dict[str, Callable[[Request], Made]] = {
     "choices": texts.choices,
     "activations": activations.activations,
     "paired_activations": activations.paired_activations,
+    "refusals": behaviour.refusals,
+    "labelled_rewards": behaviour.labelled_rewards,
+    "conditions": behaviour.conditions,
+    "answers": behaviour.answers,
+    "perturbed": behaviour.perturbed,
+    "token_ranks": behaviour.token_ranks,
+    "token_corpus": tracing.token_corpus,
+    "extracted": tracing.extracted,
+    "entailment": nli.entailment,
+    "verdicts": judged.verdicts,
+    "portia": judged.portia,
+    "matches": judged.matches,
+    "tournament": judged.tournament,
+    "graded": grading.graded,
 }

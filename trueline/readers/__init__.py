@@ -10,21 +10,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 from trueline.errors import TruelineError
+from trueline.groupfile import DIGEST_BYTES, Digests, GroupFile
 from trueline.groups import Audit, Group
 from trueline.readers.contract import RENDERING, Format, Row, Unusable, Values
-from trueline.readers.files import Table, open_tables, parse_weight
+from trueline.readers.files import Table, json_lines, open_tables, parse_weight
 
-__all__ = ["Loaded", "formats", "load", "merge_audits", "read"]
+__all__ = ["Loaded", "formats", "load", "merge_audits", "read", "read_on_disk", "streams"]
 
 SNIFFED_ROWS = 100
 SIMILAR = 0.7  # two column names this alike (difflib ratio) are probably one name and its misspelling
@@ -71,6 +73,39 @@ def read(paths: Sequence[str], *, offline: bool = False, split: str | None = Non
     audit = merge_audits(audits)
     audit.kept = len(groups)
     return groups, audit
+
+
+def read_on_disk(paths: Sequence[str]) -> tuple[GroupFile, Audit]:
+    """The same for large files of JSON lines, the groups kept on disk: memory grows by some 60 bytes a row.
+
+    Raises TruelineError as `read` does, and for paths that `streams` refuses.
+    """
+    groups = GroupFile()
+    audits = []
+    for path in paths:
+        if (lines := json_lines(path)) is None:
+            raise TruelineError(f"'{path}' is not a file of JSON lines; only those are read a row at a time.")
+        first = list(itertools.islice(lines, SNIFFED_ROWS))
+        columns = list(dict.fromkeys(column for _, row in first for column in row))
+        table = Table(path, "JSON lines", columns, [row for _, row in first], [number for number, _ in first])
+        form, also = sniff(table)
+        audit = _opening(table, form, also)
+        before = len(groups)
+        seen = _DigestsSeen(Path(path).name)
+        for group in _usable(table, form, itertools.chain(first, lines), audit, seen):
+            seen.contradicts(group, audit)
+            groups.append(group)
+        audit.kept = len(groups) - before
+        _refuse_none(table, form, audit)
+        audits.append(audit)
+    audit = merge_audits(audits)
+    audit.kept = len(groups)
+    return groups, audit
+
+
+def streams(paths: Sequence[str]) -> bool:
+    """Whether `read_on_disk` takes these paths: local files of JSON lines, each used as a whole."""
+    return bool(paths) and all(parse_weight(p).path == p and json_lines(p) is not None for p in paths)
 
 
 def load(path: str, *, offline: bool = False, split: str | None = None) -> list[Loaded]:
@@ -149,32 +184,86 @@ def _alike(a: str, b: str) -> float:
 
 def _read_table(table: Table) -> Loaded:
     form, also = sniff(table)
-    audit = Audit(read=len(table.rows))
+    audit = _opening(table, form, also)
+    groups = list(_usable(table, form, zip(table.numbers, table.rows, strict=True), audit, _Seen()))
+    audit.kept = len(groups)
+    _note_contradictions(groups, audit)
+    _refuse_none(table, form, audit)
+    unread = [c for c in table.columns if c not in form.columns and c not in form.uses and not form.sampled]
+    return Loaded(table.path, table.kind, form.name, table.columns, len(table.rows), groups, audit, also, unread)
+
+
+def _opening(table: Table, form: Format, also: list[str]) -> Audit:
+    audit = Audit()
     if also:
         audit.note(f"read as {form.name}; the columns also fit {', '.join(also)}", table.name)
-    groups: list[Group] = []
-    seen: dict[str, str] = {}
-    for number, values in zip(table.numbers, table.rows, strict=True):
+    return audit
+
+
+def _usable(
+    table: Table, form: Format, rows: Iterable[tuple[int, dict[str, Any]]], audit: Audit, seen: _Seen
+) -> Iterator[Group]:
+    """The group of every (number, row) that can be used, in order; the rest is counted."""
+    for number, values in rows:
+        audit.read += 1
         row = Row(values, f"{table.path}:{number}", f"{table.name}:{number}", form, audit)
         try:
             group = form.read(row)
         except Unusable as trouble:
             audit.drop(trouble.reason, row.origin, trouble.detail)
             continue
-        if not form.sampled and (again := seen.setdefault(_content(group), row.origin)) != row.origin:
+        if not form.sampled and (again := seen.first(_content(group), row.origin, number)) != row.origin:
             audit.drop("duplicate row", row.origin, f"same as {again}")
             continue
         _check_rendering(row, group)
-        groups.append(group)
-    audit.kept = len(groups)
-    _note_contradictions(groups, audit)
-    if not groups:
+        yield group
+
+
+def _refuse_none(table: Table, form: Format, audit: Audit) -> None:
+    if not audit.kept:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in audit.dropped.items())
         raise TruelineError(
             f"'{table.path}' was read as {form.name}, and none of its {audit.read} rows can be used: {reasons}."
         )
-    unread = [c for c in table.columns if c not in form.columns and c not in form.uses and not form.sampled]
-    return Loaded(table.path, table.kind, form.name, table.columns, len(table.rows), groups, audit, also, unread)
+
+
+class _Seen:
+    """Which contents a file has held, and where first."""
+
+    def __init__(self) -> None:
+        self._origins: dict[str, str] = {}
+
+    def first(self, content: str, origin: str, number: int) -> str:
+        """Where this content stood first: `origin` where it is new."""
+        return self._origins.setdefault(content, origin)
+
+
+class _DigestsSeen(_Seen):
+    """The same in few bytes a row, and which pairs were seen in which order."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._rows, self._pairs = name, Digests(), Digests()
+
+    def first(self, content: str, origin: str, number: int) -> str:
+        digest = bytes.fromhex(content)[:DIGEST_BYTES]
+        if (before := self._rows.get(digest)) is not None:
+            return f"{self._name}:{before}"
+        self._rows.set(digest, number)
+        return origin
+
+    def contradicts(self, group: Group, audit: Audit) -> None:
+        """What `_note_contradictions` does, a group at a time."""
+        if [r.rank for r in group.responses] == [0, 1]:
+            best, worst = (r.text for r in group.responses)
+            own, opposite = (_pair_digest(group, *order) for order in ((best, worst), (worst, best)))
+            if (number := self._pairs.get(opposite)) is not None:
+                audit.note("same pair with the opposite order", group.origin, f"against {self._name}:{number}")
+            self._pairs.set(own, int(group.origin.rpartition(":")[2]))
+
+
+def _pair_digest(group: Group, best: str, worst: str) -> bytes:
+    body = json.dumps([group.prompt_key(), best, worst]).encode()
+    return hashlib.sha256(body).digest()[:DIGEST_BYTES]
 
 
 def _check_rendering(row: Row, group: Group) -> None:

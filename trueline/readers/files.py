@@ -172,6 +172,52 @@ def _decode(data: bytes, file: Path, first_line: int = 1) -> str:
         ) from error
 
 
+def json_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]] | None:
+    """Numbered rows of a local file of JSON lines, read as they are asked for; None where it is something else.
+
+    An object over several lines and a list of rows are something else. Broken lines raise TruelineError when they come.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file() or _kind(file) not in (".jsonl", ".ndjson"):
+        return None
+    try:
+        _, first = next(_streamed_lines(file))
+        is_row = isinstance(json.loads(first), dict)
+    except (StopIteration, json.JSONDecodeError):
+        return None
+    return _rows_of_lines(file) if is_row else None
+
+
+def _rows_of_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, text in _streamed_lines(file):
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _json_error(file, number, error) from error
+        yield number, _object(value, f"{file}:{number}")
+
+
+def _streamed_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """What `_lines` gives, without the whole file in memory."""
+    with file.open("rb") as raw:
+        start = raw.read(len(GZIP_MAGIC))
+        if start.startswith(WIDE_BOMS):
+            raise TruelineError(f"'{file}' is UTF-16 text, expected UTF-8. Convert it: iconv -f UTF-16 -t UTF-8.")
+        raw.seek(0)
+        lines = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if start == GZIP_MAGIC else raw
+        try:
+            for number, line in enumerate(lines, 1):
+                if number == 1 and line.startswith(BOM):
+                    line = line[len(BOM) :]
+                text = _decode(line, file, number).rstrip("\r\n")
+                if text.strip():
+                    yield number, text
+        except (OSError, EOFError, zlib.error) as error:
+            raise TruelineError(
+                f"'{file}' cannot be unpacked ({error}). The gzip file is damaged; fetch it again."
+            ) from error
+
+
 def _json_error(file: Path, line: int, error: json.JSONDecodeError) -> TruelineError:
     shown = error.doc[max(0, error.pos - 20) : error.pos + 20]
     return TruelineError(

@@ -22,6 +22,7 @@ from trueline.jobs import Failure, Job, run_jobs
 from trueline.lab.prepare import locate
 from trueline.lab.world import Size
 from trueline.wholefile import write_json
+from trueline.workers import Crew
 
 FIXED = "Settings: `trueline/studies/settings.py`, committed before the reported seeds were run."
 SMOKE_TEST = "**--quick: a smoke test in a tiny world with a few steps. These numbers mean nothing.**\n"
@@ -33,7 +34,7 @@ def conduct(
     jobs: Sequence[Job],
     write: Callable[[Sequence[Failure]], Path],
     *,
-    workers: int,
+    workers: int | Crew,
     quick: bool,
     further: dict[str, Any] | None = None,
 ) -> Path:

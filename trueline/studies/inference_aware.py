@@ -27,6 +27,7 @@ from trueline.studies.conduct import conduct, lab_job
 from trueline.studies.online_offline_data import draw_groups
 from trueline.studies.online_offline_subject import Subject, lab_subject
 from trueline.studies.settings import INFERENCE, INFERENCE_QUICK, InferenceSettings
+from trueline.workers import Crew
 
 Array = np.ndarray
 METRICS = ("win", "best", "worst")  # of one sample, of the best of n and of the worst of n, each against its like
@@ -34,7 +35,11 @@ BONBON = "bonbon"
 
 
 def study(
-    output: str = "study-inference-aware", *, seeds: int | None = None, quick: bool = False, workers: int = WORKERS
+    output: str = "study-inference-aware",
+    *,
+    seeds: int | None = None,
+    quick: bool = False,
+    workers: int | Crew = WORKERS,
 ) -> Path:
     """Run what is missing in `output` and write its page, table and figures. Returns the page's path."""
     from trueline.studies.inference_aware_page import write

@@ -35,6 +35,7 @@ from trueline.studies.settings import (
     MethodsSettings,
 )
 from trueline.wholefile import write_lines
+from trueline.workers import Crew
 
 STRENGTH = ("beta", "tau", "margin", "weight", "clip")  # the option that a sweep moves: the first one a method has
 
@@ -53,7 +54,7 @@ def study(
     *,
     seeds: int | None = None,
     quick: bool = False,
-    workers: int = WORKERS,
+    workers: int | Crew = WORKERS,
     only: tuple[str, ...] = (),
     sweep: bool = True,
 ) -> Path:

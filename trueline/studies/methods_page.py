@@ -237,7 +237,9 @@ def draw(lines: Sequence[Line], spread: Sequence[dict[str, Any]], root: Path) ->
 
 def _frontier(lines: Sequence[Line], target: Path, plt: Any) -> None:
     needs = {e.name: e.needs for e in catalogue.entries("objectives")}
-    colours = dict(zip(FAMILY, ("#0072B2", "#000000", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9"), strict=True))
+    colours = dict(
+        zip(FAMILY, ("#0072B2", "#000000", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9"), strict=True)
+    )
     figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), sharey=True)
     for panel, arm in zip(panels, ("offline", "online"), strict=True):
         for line in [n for n in lines if n.arm == arm and n.win is not None]:

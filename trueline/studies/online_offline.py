@@ -36,6 +36,7 @@ from trueline.studies.settings import (
     ONLINE_OFFLINE_QUICK,
     OnlineOfflineSettings,
 )
+from trueline.workers import Crew
 
 ONLINE, GOLD, OFFLINE = "online", "online-gold", "offline"
 
@@ -65,7 +66,7 @@ def study(
     *,
     seeds: int | None = None,
     quick: bool = False,
-    workers: int = WORKERS,
+    workers: int | Crew = WORKERS,
     own: Own | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Path:

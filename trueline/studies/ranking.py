@@ -20,13 +20,14 @@ from trueline.lab.world import MAX_REPLY
 from trueline.studies import rows as row_files
 from trueline.studies.conduct import conduct, lab_job
 from trueline.studies.settings import RANKING, RANKING_QUICK, RankingSettings
+from trueline.workers import Crew
 
 METHODS = ("dpo", "ipo", "ppo")
 DIGITS = 4  # of the log-probs that a row keeps
 
 
 def study(
-    output: str = "study-ranking", *, seeds: int | None = None, quick: bool = False, workers: int = WORKERS
+    output: str = "study-ranking", *, seeds: int | None = None, quick: bool = False, workers: int | Crew = WORKERS
 ) -> Path:
     """Run what is missing in `output` and write its page, table and figures. Returns the page's path."""
     from trueline.studies.ranking_page import write
