@@ -57,13 +57,13 @@ SIDES: dict[str, Side] = {
 }
 # In the order in which they take turns. The long ones come first, so that no core waits at the end.
 FAMILIES: tuple[tuple[str, ...], ...] = (
+    ("growth_0", "growth_1", "growth_2"),
     ("trl_fp32", "ours_fp32", "ours_best", "trl_shipped"),
     ("trl_tuned", "ours_cached"),
     ("trl_wide", "ours_wide"),
     ("trl_grpo_fp32", "ours_grpo_fp32"),
     ("trl_switch", "ours_switch"),
     ("trl_grpo_switch", "ours_grpo_switch"),
-    ("growth_0", "growth_1", "growth_2"),
     ("generate", "ours_sampling"),
     ("ours_sharing",),
     ("ours_bookkeeping",),

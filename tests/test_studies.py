@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.publish_study import publish
+from scripts.publish_study import publish, unpack
 from trueline import catalogue
 from trueline.errors import TruelineError
 from trueline.groups import Group, Response
@@ -475,12 +475,19 @@ def test_a_published_study_keeps_its_figures_and_a_smoke_test_is_refused(tmp_pat
     folder = tmp_path / "study"
     write_json(folder / "ranking.json", {"seeds": 5})
     (folder / "ranking.svg").write_text("<svg/>")
+    write_json(folder / "rows/a.json", {"data": [str(folder.resolve() / "data/pairs.jsonl")]})
     page = folder / "ranking.md"
     page.write_text("# Ranking\n\n![Accuracy](ranking.svg)\n")
     made = publish(folder, tmp_path / "root")
     assert "](study_ranking/ranking.svg)" in made.read_text()
     assert (made.parent / "study_ranking" / "ranking.svg").read_text() == "<svg/>"
     assert json.loads((tmp_path / "root/benchmarks/study_ranking.json").read_text()) == {"seeds": 5}
+    unpacked = tmp_path / "again"
+    assert unpack(tmp_path / "root/benchmarks/study_ranking_rows.jsonl.xz", unpacked) == 1
+    assert json.loads((unpacked / "rows/a.json").read_text()) == {"data": ["STUDY/data/pairs.jsonl"]}
+    write_json(folder / "rows/b.json", {"data": ["/elsewhere/pairs.jsonl"]})
+    with pytest.raises(TruelineError, match="/elsewhere"):
+        publish(folder, tmp_path / "root")
     page.write_text(f"# Ranking\n\n{SMOKE_TEST}")
     with pytest.raises(TruelineError, match="--quick"):
         publish(folder, tmp_path / "root")

@@ -133,8 +133,13 @@ _ABSENT = object()
 
 def _state(group: Group) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What differs from a new group and from new responses."""
-    own = {k: v for k, v in vars(group).items() if k != "responses" and v != _OF_GROUP.get(k, _ABSENT)}
-    return own, [{k: v for k, v in vars(r).items() if v != _OF_RESPONSE[k]} for r in group.responses]
+    own = _changed(group, _OF_GROUP)
+    own.pop("responses", None)
+    return own, [_changed(r, _OF_RESPONSE) for r in group.responses]
+
+
+def _changed(record: Group | Response, defaults: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in vars(record).items() if v is not (d := defaults.get(k, _ABSENT)) and v != d}
 
 
 def _group(data: bytes | memoryview) -> Group:

@@ -204,9 +204,10 @@ def _usable(
     table: Table, form: Format, rows: Iterable[tuple[int, dict[str, Any]]], audit: Audit, seen: _Seen
 ) -> Iterator[Group]:
     """The group of every (number, row) that can be used, in order; the rest is counted."""
+    name = table.name
     for number, values in rows:
         audit.read += 1
-        row = Row(values, f"{table.path}:{number}", f"{table.name}:{number}", form, audit)
+        row = Row(values, f"{table.path}:{number}", f"{name}:{number}", form, audit)
         try:
             group = form.read(row)
         except Unusable as trouble:
@@ -255,14 +256,15 @@ class _DigestsSeen(_Seen):
         """What `_note_contradictions` does, a group at a time."""
         if [r.rank for r in group.responses] == [0, 1]:
             best, worst = (r.text for r in group.responses)
-            own, opposite = (_pair_digest(group, *order) for order in ((best, worst), (worst, best)))
+            key = group.prompt_key()
+            own, opposite = _pair_digest(key, best, worst), _pair_digest(key, worst, best)
             if (number := self._pairs.get(opposite)) is not None:
                 audit.note("same pair with the opposite order", group.origin, f"against {self._name}:{number}")
             self._pairs.set(own, int(group.origin.rpartition(":")[2]))
 
 
-def _pair_digest(group: Group, best: str, worst: str) -> bytes:
-    body = json.dumps([group.prompt_key(), best, worst]).encode()
+def _pair_digest(prompt_key: str, best: str, worst: str) -> bytes:
+    body = f"{prompt_key}{len(best)}:{best}{worst}".encode("utf-8", "surrogatepass")
     return hashlib.sha256(body).digest()[:DIGEST_BYTES]
 
 

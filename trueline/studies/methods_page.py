@@ -164,10 +164,7 @@ def markdown(
         "are verdicts about a 0.4 M-parameter model in a small world at one budget, and about nothing else.\n",
         *_verdicts(verdicts),
         "\n## Robustness\n",
-        f"Win rate on seed {settings.sweep_seed} at the default and with the learning rate and the method's strength each "
-        f"times {', '.join(f'{f:.3g}' for f in settings.sweep)}, one at a time.\n",
-        "![Spread of the sweep](methods_sweep.svg)\n",
-        *_sweep(spread),
+        *_robustness(spread, settings),
     ]
     missing = [f"- `{name}`: {reason}" for name, reason in LEFT_OUT.items()]
     missing += [f"- `{f.name}` did not finish: {f.reason}" for f in failures]
@@ -203,6 +200,17 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[str]:
         number = f"{values[0]} [{values[1]}, {values[2]}]" if math.isfinite(v.difference) else "–"
         found.append(f"| {what} | {number} | {v.verdict} |")
     return found
+
+
+def _robustness(spread: Sequence[dict[str, Any]], settings: MethodsSettings) -> list[str]:
+    if not spread:
+        return ["The sweep has not been run: `trueline study methods` runs it last.\n"]
+    return [
+        f"Win rate on seed {settings.sweep_seed} at the default and with the learning rate and the method's strength each "
+        f"times {', '.join(f'{f:.3g}' for f in settings.sweep)}, one at a time.\n",
+        "![Spread of the sweep](methods_sweep.svg)\n",
+        *_sweep(spread),
+    ]
 
 
 def _sweep(spread: Sequence[dict[str, Any]]) -> list[str]:
