@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, spoken to over the DevTools protocol, with every request but the page itself blocked.
+"""Headless Chromium for tests, spoken to over the DevTools protocol, with every request beyond this machine blocked.
 
 A page is opened from disk; what it asked for, what it logged and what it threw is kept. Needs Debian's `chromium` and
 the package `websocket-client`; tests that use it skip where either is absent.
@@ -32,7 +32,7 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-allow-origins=*",
     "--remote-debugging-port=0",
 )

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests import model_folders
 from tests import tokenizers_on_the_spot as spot
 from trueline.decoding.bytetrie import ByteTrie, back_off, token_bytes
 from trueline.decoding.string_law import distance_to_exact, next_bytes
@@ -88,6 +89,16 @@ def test_bytes_of_tokens_are_what_the_decoder_writes(name: str) -> None:
         assert trie.write(ids).decode() in (text, " " + text)
         assert all(trie.table[i] for i in ids)
     assert all(trie.table[i] is None for i in tokenizer.all_special_ids)
+
+
+def test_special_tokens_that_have_no_role_write_nothing_either() -> None:
+    """<|im_start|> is special without being EOS, padding or listed among the tokenizer's own."""
+    tokenizer = model_folders.tokenizer()
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    table = token_bytes(tokenizer)
+    assert start not in tokenizer.all_special_ids and table[start] is None
+    tokenizer.add_tokens(["<think>"])  # an added token that is text
+    assert token_bytes(tokenizer)[tokenizer.convert_tokens_to_ids("<think>")] == b"<think>"
 
 
 def brute_force(table: list[bytes | None], text: bytes) -> set[int]:

@@ -498,6 +498,7 @@ def test_an_end_token_inside_a_block_ends_the_response_there(two: tuple[Policy, 
     for block, seed in ((3, 0), (8, 1), (256, 2), (256, 3)):
         found = rewritten(two, {"block": block}, ends=(end,), seed=seed)
         assert found.ids == expected and found.finish == "stop" and found.ids.count(end) == 1
+        assert found.details["tokens_per_pass"] * sum(found.details["passes"]) == pytest.approx(len(found.ids))
     early = rewritten(two, {"passes": 1}, ends=(end,), seed=4)
     assert end not in early.ids[:-1]
 
