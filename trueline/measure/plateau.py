@@ -20,7 +20,11 @@ from trueline.errors import TruelineError
 from trueline.measure.contract import Reading, columns, measure
 
 
-@measure(takes="table", arxiv="2411.10545", paper="Efficient alignment of large language models via data sampling: plateau law")
+@measure(
+    takes="table",
+    arxiv="2411.10545",
+    paper="Efficient alignment of large language models via data sampling: plateau law",
+)
 def plateau(n: Sequence[float], performance: Sequence[float], *, share: float = 0.95) -> list[Reading]:
     """Pairs trained on, and what the model trained on them reached."""
     from scipy.optimize import least_squares
