@@ -52,9 +52,12 @@ class Bench:
                 [[side] for side in SIDES if side in counted], lambda sides, core: self._count(sides[0], core)
             )
             entries = {row.name: self._entry(row) for row in rows}
+            profiles: dict[str, str] = {}  # of our sides
             for row in rows:
                 if row.profiled and not entries[row.name]["met"]:
-                    entries[row.name]["profile"] = self._child(row.ours, "profile", core=None)["profile"]
+                    if row.ours not in profiles:
+                        profiles[row.ours] = self._child(row.ours, "profile", core=None)["profile"]
+                    entries[row.name]["profile"] = profiles[row.ours]
         return entries
 
     def _in_lanes(self, work: list[list[str]], call: Callable[[list[str], int | None], None]) -> None:

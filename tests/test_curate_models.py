@@ -67,6 +67,7 @@ def test_flip_difficulty_is_the_difference_of_plain_log_probs_and_is_kept_for_a_
     assert sum(calls) <= 3  # the cache scores three rows again to see that nothing moved
 
 
+@pytest.mark.slow
 def test_cross_fitted_losses_start_at_log_two_and_come_from_runs_that_are_not_repeated(tmp_path, model):
     path = jsonl(tmp_path / "d.jsonl", PAIRS)
     options = {"seeds": 1, "evaluations": 2, "scoring_rate": 1e-9, "scoring_batch": 2, "beta": 0.1}

@@ -423,7 +423,16 @@ def test_rows_with_an_evaluation_prompt_are_dropped_unless_asked_for(tmp_path):
     rows = pairs(5)
     rows[2]["prompt"] = "Explain to me in a few words how rain comes about, please."
     rows[4]["prompt"] = "yes"
-    held = [{"messages": [{"role": "user", "content": "explain, to me, in a few words: how rain comes about please"}, {"role": "assistant", "content": "x"}]}, {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "on?"}, {"role": "user", "content": "yes"}, {"role": "assistant", "content": "x"}]}]  # fmt: skip
+    asked = "explain, to me, in a few words: how rain comes about please"
+    turns = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "on?"},
+        {"role": "user", "content": "yes"},
+    ]
+    held = [
+        {"prompt": [{"role": "user", "content": asked}], "completion": [{"role": "assistant", "content": "x"}]},
+        {"prompt": turns, "completion": [{"role": "assistant", "content": "x"}]},
+    ]
     evaluation = jsonl(tmp_path / "eval.jsonl", held)
     path = jsonl(tmp_path / "d.jsonl", rows)
     done = curate(Request("length", [path], tmp_path / "o", eval_data=[evaluation]))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from trueline.curate.long_output import chinese_number, length_score, requested_lengths
-from trueline.curate.near_duplicates import candidates, components
 from trueline.curating import Request, curate
+from trueline.curating.buckets import candidates, components
 from trueline.curating.language import language
 from trueline.curating.neighbours import first_of_each, nearest
 from trueline.curating.protect import fidelity, mask, protected, unmask
@@ -37,6 +37,7 @@ def test_shingles_are_runs_of_words_and_of_the_whole_where_it_is_shorter():
     assert (
         len(shingles(a, 5)) == 2 and shingles(a, 5)[1] == shingles(b, 5)[1] and shingles(a, 5)[0] != shingles(b, 5)[0]
     )
+    assert len({int(shingles(word_hashes(t), 5)[0]) for t in ("a b", "b a", "a c", "a")}) == 4
     assert len(shingles(word_hashes("a b"), 5)) == 1 and len(shingles(word_hashes(""), 5)) == 0
 
 
@@ -212,6 +213,7 @@ def test_what_must_not_be_translated_is_behind_a_mark_and_prose_is_not():
     text = 'Run `ls -l` in /usr/local/bin now.\n\n```sh\nls\n```\nThen $x^2$ and {"key": "v"} at https://a.b/c.'
     masked = mask(text)
     assert masked.text == "Run ⟦0⟧ in ⟦1⟧ now.\n\n⟦2⟧\nThen ⟦3⟧ and ⟦4⟧ at ⟦5⟧"
+    assert mask("open\n```js\nlet a\n").text == "open\n⟦0⟧"  # never closed: to the end
     assert "key" not in masked.text and "It costs $5 to $7." in mask("It costs $5 to $7.").text
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import weakref
 from pathlib import Path
 
 import pytest
 
 from benchmarks import growth
-from trueline import align, assemble
+from trueline import align, assemble, groupfile
 from trueline.encode import overlap, split_by_prompt
 from trueline.engine.journal import read as read_journal
 from trueline.errors import TruelineError
@@ -171,6 +172,38 @@ def test_a_run_on_groups_on_disk_writes_the_same_bytes(tmp_path: Path, monkeypat
         )
     assert found[0][:4] == found[1][:4]
     assert found[0][4] == [list] and found[1][4] == [GroupFile]
+
+
+def test_a_run_never_holds_more_groups_of_the_disk_than_a_few_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    growth.write_groups(tmp_path / "groups.jsonl", 200)
+    growth.write_model(tmp_path / "model")
+    monkeypatch.setattr("trueline.groupfile.CHUNK", 8)
+    monkeypatch.setattr(assemble, "ON_DISK_BYTES", 0)
+    made, alive, most = groupfile._group, 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def counted(data: bytes | memoryview) -> Group:
+        nonlocal alive, most
+        group = made(data)
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(group, gone)
+        return group
+
+    monkeypatch.setattr(groupfile, "_group", counted)
+    align(
+        model=str(tmp_path / "model"),
+        data=[str(tmp_path / "groups.jsonl")],
+        objective="dpo",
+        output=str(tmp_path / "run"),
+        steps=2,
+        batch_size=4,
+        offline=True,
+    )
+    assert 4 <= most <= 3 * 8
 
 
 def test_groups_that_are_filled_in_place_stay_in_memory():

@@ -171,7 +171,8 @@ def assemble(config: AlignConfig) -> Parts:
     parts.feedback_progress = context.progress
     _refuse_unusable(parts, samples)
     teachers = _text_teachers(config, loaded, str(policy.device), objectives)
-    together(lambda own: fill_teachers(own, teachers), train + held_out, split=not config.reference_cache)
+    if teachers:
+        together(lambda own: fill_teachers(own, teachers), train + held_out, split=not config.reference_cache)
     parts.teachers = teachers if samples else []  # nothing else will need them
     if any(o.declares("update") for o in objectives):
         output_head(policy)  # refuses one that is not trained

@@ -133,7 +133,7 @@ def _row(group: Group, rewards: list[float | None] | None, least: float) -> Made
     if len(texts) > 1:
         said = [[{"role": "assistant", "content": texts[i]}] for i in (best, worst)]
         row = {"prompt": group.prompt, "chosen": said[0], "rejected": said[1], "score_chosen": known[best], "score_rejected": known[worst]}  # fmt: skip
-        if known[best] == known[worst] or texts[best] == texts[worst]:
+        if texts[best] == texts[worst]:  # one and the same where all rewards tie
             return Made(row, "all responses are rated alike", prompt=asked)
     else:
         row["reward"] = known[0]

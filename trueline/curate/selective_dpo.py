@@ -5,8 +5,8 @@
 Cross-fitting: for each of `seeds` permutations the pairs are cut in two halves by prompt; DPO is trained on one half and
 scores the other, and the other way round, so each pair is scored once a seed and never by a model that saw its prompt. Each
 run is evaluated at `evaluations` evenly spaced checkpoints; v averages all columns (released: 3 seeds, 5 evaluations).
-Rows are written easiest first: train with a source that keeps the order of the file, one epoch, and no shuffling
-(the released code's sequential sampler). The default budget 0.5 is the paper's tau.
+Rows are written easiest first: train on them in the order of the file, one epoch (`trueline align --data kept.jsonl
+sources.data.shuffle=false`, the released code's sequential sampler). The default budget 0.5 is the paper's tau.
 
 beta 0.01 is the released Mistral configuration's. Scoring runs there are LoRA of rank 16 at learning rate 3e-5, on the
 default here is whole weights at the 1e-6 of its final run; both are options (`scoring_adapter` lora). `losses` names columns

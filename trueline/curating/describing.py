@@ -68,7 +68,7 @@ def languages(groups: Sequence[Group]) -> dict[str, float]:
 
 def near_duplicates(groups: Sequence[Group], similarity: float = 0.8) -> dict[str, Any] | None:
     """Rows alike to an earlier one by estimated Jaccard similarity of runs of five words."""
-    from trueline.curate.near_duplicates import candidates, components
+    from trueline.curating.buckets import candidates, components
 
     rows = thinned(groups)
     if len(rows) < 2:
