@@ -102,7 +102,8 @@ def test_the_recorded_log_probs_are_those_of_the_geometric_mixture(lora):
 
 @pytest.mark.slow
 def test_a_model_on_its_own_cache_mixes_as_well():
-    assert mixture_gap(parted("falcon_h1"), 0.4) < 1e-5
+    # A recurrent scan in fp32 rounds otherwise step by step than whole: 2e-5 on some processors.
+    assert mixture_gap(parted("falcon_h1"), 0.4) < 1e-4
 
 
 def test_a_mixture_is_drawn_in_the_proportions_of_its_law():
